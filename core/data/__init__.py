@@ -1,0 +1,1 @@
+"""Records, pipelines and the reading of images and videos."""

@@ -1,0 +1,1 @@
+"""Measures of the field, as functions of arrays."""

@@ -1,0 +1,1 @@
+"""FAS-Aug with SARE: physics-based data synthesis for cross-domain face anti-spoofing."""
