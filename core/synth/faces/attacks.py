@@ -1,10 +1,11 @@
 """Presenting a picture to the camera again: on paper (print) or on a screen (replay).
 
 Both take the PICTURE of a first camera, put it on a flat or bent medium in front of the second camera and return the
-light that leaves the medium. What follows is physics, not a label: inks have a smaller gamut and make dots, paper bends
-and has a border; a screen is a lattice of sub-pixels that beats with the sensor's grid (moire), flickers, leaks light in
-the blacks, reflects the room. Pitches are in pixels of the capturing sensor, i.e. of the crop, because it is the ratio
-of the two grids that makes a moire. Magnitudes are our choice; inks: the corner colours of FAS-Aug's spec, table 3.1(1).
+light that leaves the medium. What follows is physics, not a label: inks have a smaller gamut and make dots, paper
+bends and has a border; a screen is a lattice of sub-pixels that beats with the sensor's grid (moire), flickers, leaks
+light in the blacks, reflects the room. Pitches are in pixels of the capturing sensor, i.e. of the crop, because it is
+the ratio of the two grids that makes a moire. Magnitudes are our choice; inks: the corner colours of FAS-Aug's spec,
+table 3.1(1).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from core.synth.faces.camera import decode
-from core.synth.faces.render import cover, pixel_grid, smooth_field
+from core.synth.faces.painter import cover, pixel_grid, smooth_field
 
 
 @flax.struct.dataclass

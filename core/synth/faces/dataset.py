@@ -22,7 +22,7 @@ import numpy as np
 from core.errors import UserError
 from core.synth.faces import attacks, camera, domains
 from core.synth.faces import params as face
-from core.synth.faces.render import render
+from core.synth.faces.painter import render
 
 ATTACKS = ('live', 'print', 'replay')
 SPLITS = ('train', 'val', 'test')
@@ -40,7 +40,7 @@ class Config:
     videos: number of live, print and replay videos per subject.
     shared_subjects: True gives every domain the same people (identity-based systems); False, as in the real protocols,
       its own people.
-    batch: frames rendered at a time.
+    batch: frames rendered at a time; 0 chooses by size.
   """
 
   size: int = 64
@@ -49,7 +49,7 @@ class Config:
   frames_total: int = 75
   videos: tuple[int, int, int] = (2, 1, 1)
   shared_subjects: bool = False
-  batch: int = 16
+  batch: int = 0
 
   def __post_init__(self):
     if not 16 <= self.size <= 512:
@@ -63,16 +63,31 @@ class Config:
 
 
 @flax.struct.dataclass
-class Frame:
-  """One rendered frame and all that was drawn for it."""
+class Capture:
+  """All that is drawn for a frame, whatever its kind; see `present` for what each kind uses."""
 
-  image: jax.Array  # f32 [S, S, 3] in [0, 1]
-  landmarks: jax.Array  # f32 [68, 2] px
   scene: face.FaceParams
   camera: camera.CameraParams
-  first_camera: camera.CameraParams | None
-  medium: Any
-  placement: attacks.Placement | None
+  first_camera: camera.CameraParams
+  printer: attacks.PrintParams
+  sheet: attacks.Placement
+  screen: attacks.ReplayParams
+  device: attacks.Placement
+  noise: jax.Array  # key
+
+
+@flax.struct.dataclass
+class Frame:
+  """A rendered frame: image f32 [S, S, 3] in [0, 1], landmarks f32 [68, 2] px, and what was drawn for it."""
+
+  image: jax.Array
+  landmarks: jax.Array
+  capture: Capture
+
+
+def default_batch(size: int) -> int:
+  """Frames to render at a time: enough to feed the cores, small enough for their caches and, at 512 px, the memory."""
+  return max(1, min(32, 2**17 // size**2))
 
 
 def motion(key: jax.Array, base: face.FaceParams, seconds: jax.Array) -> face.FaceParams:
@@ -99,19 +114,18 @@ def motion(key: jax.Array, base: face.FaceParams, seconds: jax.Array) -> face.Fa
   )
 
 
-def frame(kind: str, size: int, identity_key, video_key, index, seconds, ranges: domains.Ranges) -> Frame:
-  """Renders one frame; pure, to be jitted with `kind` and `size` static.
+def draw(kind: jax.Array, identity_key, video_key, index, seconds, ranges: domains.Ranges) -> Capture:
+  """Draws the parameters of one frame.
 
   Args:
-    kind: 'live', 'print' or 'replay'.
-    size: side of the crop in pixels.
+    kind: i32, place in `ATTACKS`.
     identity_key: key of the person.
     video_key: key of the video (camera, light, background, expression, medium).
     index: i32, number of the frame (key of the sensor's noise).
     seconds: f32, time of the frame.
     ranges: the domain's `Domain.ranges()`.
   """
-  keys = jax.random.split(video_key, 10)
+  keys = jax.random.split(video_key, 12)
   base = face.FaceParams(
     identity=face.sample_identity(identity_key),
     pose=face.sample_pose(keys[0]),
@@ -120,39 +134,68 @@ def frame(kind: str, size: int, identity_key, video_key, index, seconds, ranges:
     background=face.sample_background(keys[3]),
   )
   scene = motion(keys[4], base, seconds)
-  recapture = domains.sample_camera(keys[5], ranges)
-  noise = jax.random.split(jax.random.fold_in(keys[6], index), 3)
-  if kind == 'live':
-    light, points = render(scene, size)
-    return Frame(camera.capture(noise[0], light, recapture), points, scene, recapture, None, None, None)
-  scene = scene.replace(
-    pose=scene.pose.replace(
-      scale=scene.pose.scale / domains.PRESENTED_ZOOM,
-      x=scene.pose.x / domains.PRESENTED_ZOOM,
-      y=scene.pose.y / domains.PRESENTED_ZOOM,
-    )
-  )
-  light, points = render(scene, size)
-  first = domains.sample_camera(keys[7], ranges)
-  picture = camera.capture(noise[0], light, first)
-  sample, show = (
-    (domains.sample_print, attacks.print_attack) if kind == 'print' else (domains.sample_replay, attacks.replay_attack)
-  )
-  medium, place = sample(keys[8], ranges)
+  # A picture that will be presented shows more around the face; the medium then comes nearer by as much.
+  shrink = jnp.where(kind == 0, 1.0, 1.0 / domains.PRESENTED_ZOOM)
+  pose = scene.pose
+  scene = scene.replace(pose=pose.replace(scale=pose.scale * shrink, x=pose.x * shrink, y=pose.y * shrink))
+  printer, sheet = domains.sample_print(keys[7], ranges)
+  screen, device = domains.sample_replay(keys[8], ranges)
   hand = jnp.sin(2.0 * jnp.pi * (0.4 * seconds + jax.random.uniform(keys[9], (3,))))
-  place = place.replace(x=place.x + 0.015 * hand[0], y=place.y + 0.015 * hand[1], angle=place.angle + 0.008 * hand[2])
-  if kind == 'replay':
-    medium = medium.replace(band_phase=medium.band_phase + 9.0 * seconds)
-  light = show(noise[1], picture, medium, place)
-  points = attacks.move_landmarks(points, place, size)
-  return Frame(camera.capture(noise[2], light, recapture), points, scene, recapture, first, medium, place)
+
+  def held(p):
+    return p.replace(x=p.x + 0.015 * hand[0], y=p.y + 0.015 * hand[1], angle=p.angle + 0.008 * hand[2])
+
+  return Capture(
+    scene=scene,
+    camera=domains.sample_camera(keys[5], ranges),
+    first_camera=domains.sample_camera(keys[6], ranges),
+    printer=printer,
+    sheet=held(sheet),
+    screen=screen.replace(band_phase=jnp.mod(screen.band_phase + 9.0 * seconds, 2.0 * jnp.pi)),
+    device=held(device),
+    noise=jax.random.fold_in(keys[10], index),
+  )
 
 
-@functools.lru_cache(maxsize=32)
-def batch_renderer(kind: str, size: int):
-  """`frame` for arrays of keys, indices and times: jitted once per kind and size, shared by all domains."""
-  one = functools.partial(frame, kind, size)
-  return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, None)))
+def _jit_over_batch(function, **static):
+  return jax.jit(jax.vmap(functools.partial(function, **static)))
+
+
+@functools.lru_cache(maxsize=8)
+def _stages(size: int):
+  """The parts of a capture, jitted one by one over a batch: fused into one program they compile and run slower."""
+  return {
+    'draw': jax.jit(jax.vmap(draw, in_axes=(0, 0, 0, 0, 0, None))),
+    'render': _jit_over_batch(render, size=size),
+    'capture': _jit_over_batch(
+      lambda key, number, light, params: camera.capture(jax.random.fold_in(key, number), light, params)
+    ),
+    'print': _jit_over_batch(lambda key, *a: attacks.print_attack(jax.random.fold_in(key, 1), *a)),
+    'replay': _jit_over_batch(lambda key, *a: attacks.replay_attack(jax.random.fold_in(key, 1), *a)),
+    'move': _jit_over_batch(attacks.move_landmarks, size=size),
+  }
+
+
+def present(kind: str, size: int, drawn: Capture) -> Frame:
+  """Renders a batch of captures of one kind (every leaf with a leading batch axis).
+
+  live: scene -> camera. print, replay: scene -> first camera -> sheet or device -> camera.
+  """
+  stage = _stages(size)
+  light, points = stage['render'](drawn.scene)
+  count = np.zeros(points.shape[0], np.int32)
+  if kind != 'live':
+    picture = stage['capture'](drawn.noise, count, light, drawn.first_camera)
+    medium, place = (drawn.printer, drawn.sheet) if kind == 'print' else (drawn.screen, drawn.device)
+    light = stage[kind](drawn.noise, picture, medium, place)
+    points = stage['move'](points, place)
+  return Frame(stage['capture'](drawn.noise, count + 2, light, drawn.camera), points, drawn)
+
+
+def frames(kind: str, size: int, identity_keys, video_keys, index, seconds, ranges: domains.Ranges) -> Frame:
+  """Draws and renders a batch of frames of one kind; see `draw` for the arguments, which have a leading batch axis."""
+  kinds = np.full(len(index), ATTACKS.index(kind), np.int32)
+  return present(kind, size, _stages(size)['draw'](kinds, identity_keys, video_keys, index, seconds, ranges))
 
 
 def _hash(*names: Any) -> int:
@@ -206,18 +249,20 @@ def examples(
     seed: the world; the same seed gives the same people and videos.
 
   Yields:
-    (key, example): image uint8 [S, S, 3], label i (1 live, 0 spoof), attack i ('live', 'print', 'replay', 'mask'), domain,
-    subject, video, frame, frames_total, landmarks f32 [68, 2], info (JSON: expression, pose, light, cameras, medium).
+    (key, example): image uint8 [S, S, 3], label (1 live, 0 spoof), attack ('live', 'print', 'replay', 'mask' as 0 to
+    3), domain, subject, video, frame, frames_total, landmarks f32 [68, 2], info (JSON: expression, pose, light,
+    cameras, medium).
   """
   config = config or Config()
   ranges = domains.get(domain).ranges()
   rows = _plan(domain, split, config)
+  batch = config.batch or default_batch(config.size)
   for kind in ATTACKS:
     mine = [r for r in rows if r.kind == kind]
-    for start in range(0, len(mine), config.batch):
-      chunk = mine[start : start + config.batch]
-      padded = chunk + [chunk[-1]] * (config.batch - len(chunk))  # one shape, one compilation
-      out = jax.device_get(batch_renderer(kind, config.size)(*keys_of(domain, padded, seed), ranges))
+    for start in range(0, len(mine), batch):
+      chunk = mine[start : start + batch]
+      padded = chunk + [chunk[-1]] * (batch - len(chunk))  # one shape, one compilation
+      out = _host(frames(kind, config.size, *keys_of(domain, padded, seed), ranges))
       images = np.round(out.image * 255.0).astype(np.uint8)
       for i, row in enumerate(chunk):
         yield (
@@ -232,34 +277,40 @@ def examples(
             'frame': row.index,
             'frames_total': config.frames_total,
             'landmarks': out.landmarks[i].astype(np.float32),
-            'info': json.dumps(info(out, i, seed), separators=(',', ':')),
+            'info': json.dumps(info(kind, out.capture, i, seed), separators=(',', ':')),
           },
         )
 
 
-def info(out: Frame, i: int, seed: int) -> dict[str, Any]:
+def info(kind: str, drawn: Capture, i: int, seed: int) -> dict[str, Any]:
   """The physics of frame `i` of a batch as plain data, rounded to five digits; lists where a value has axes."""
 
   def plain(tree):
-    if tree is None:
-      return None
     values = {f.name: np.asarray(getattr(tree, f.name)[i]) for f in dataclasses.fields(tree)}
     return {k: int(v) if v.dtype.kind == 'i' else np.round(v.astype(float), 5).tolist() for k, v in values.items()}
 
-  expression = plain(out.scene.expression)
-  expression['name'] = face.EXPRESSIONS[expression['expression']]
-  identity = {k: float(np.round(getattr(out.scene.identity, k)[i], 5)) for k in ('glasses', 'beard', 'bald')}
+  scene = drawn.scene
   found = {
     'source': 'core.synth.faces',
     'seed': seed,
-    'identity': identity,
-    'pose': plain(out.scene.pose),
-    'expression': expression,
-    'light': plain(out.scene.light),
-    'camera': plain(out.camera),
+    'identity': {k: float(np.round(getattr(scene.identity, k)[i], 5)) for k in ('glasses', 'beard', 'bald')},
+    'expression': {'name': face.EXPRESSIONS[int(scene.expression.expression[i])]} | plain(scene.expression),
+    'pose': plain(scene.pose),
+    'light': plain(scene.light),
+    'camera': plain(drawn.camera),
   }
-  if out.medium is not None:
-    found |= {'first_camera': plain(out.first_camera), 'medium': plain(out.medium), 'placement': plain(out.placement)}
+  if kind == 'print':
+    found |= {
+      'first_camera': plain(drawn.first_camera),
+      'medium': plain(drawn.printer),
+      'placement': plain(drawn.sheet),
+    }
+  elif kind == 'replay':
+    found |= {
+      'first_camera': plain(drawn.first_camera),
+      'medium': plain(drawn.screen),
+      'placement': plain(drawn.device),
+    }
   return found
 
 
@@ -267,19 +318,19 @@ def clip(
   domain: str,
   kind: str = 'live',
   *,
-  frames: int = 32,
+  length: int = 32,
   size: int = 64,
   fps: float = 25.0,
   seed: int = 0,
   subject: int = 0,
   take: int = 0,
 ) -> Frame:
-  """A video: frames [T, S, S, 3] with landmark tracks [T, 68, 2] and all parameters, every leaf with a leading time axis.
+  """A video: image [T, S, S, 3], landmark tracks [T, 68, 2] and all parameters; every leaf has a leading time axis.
 
   Args:
     domain: name in `domains.DOMAINS`.
     kind: 'live', 'print' or 'replay'.
-    frames: length T.
+    length: number of frames T.
     size: side of the crop in pixels.
     fps: frames per second.
     seed: the world.
@@ -288,28 +339,30 @@ def clip(
   """
   if kind not in ATTACKS:
     raise UserError(f"The face world shows {', '.join(ATTACKS)}, not '{kind}'.")
-  if frames < 1:
-    raise UserError(f'A clip of {frames} frames was asked for, expected 1 or more.')
+  if length < 1:
+    raise UserError(f'A clip of {length} frames was asked for, expected 1 or more.')
   row = _Row('', f'clip-{subject}-{kind}-{take}', kind, _hash('clip', subject), 0)
   person, video, _, _ = keys_of(domain, [row], seed)
   ranges = domains.get(domain).ranges()
-  batch = min(16, frames)
+  batch = min(default_batch(size), length)
   parts = []
-  for start in range(0, frames, batch):
-    index = np.minimum(np.arange(start, start + batch), frames - 1).astype(np.int32)
-    out = batch_renderer(kind, size)(
-      jnp.repeat(person, batch), jnp.repeat(video, batch), index, (index / fps).astype(np.float32), ranges
-    )
-    parts.append(jax.device_get(out))
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:frames], *parts)
+  for start in range(0, length, batch):
+    index = np.minimum(np.arange(start, start + batch), length - 1).astype(np.int32)
+    at = (index / fps).astype(np.float32)
+    parts.append(_host(frames(kind, size, jnp.repeat(person, batch), jnp.repeat(video, batch), index, at, ranges)))
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:length], *parts)
 
 
 def portraits(subject: int, count: int = 8, *, size: int = 512, domain: str = 'dslr', seed: int = 0) -> Frame:
-  """`count` live pictures of one person, each of another video (pose, light, background, camera); leading axis `count`."""
-  rows = [_Row('', f'portrait-{subject}-{i}', 'live', _hash('clip', subject), 0) for i in range(count)]
+  """`count` live pictures of one person, each of another video (pose, light, background, camera)."""
   ranges = domains.get(domain).ranges()
-  render_one = batch_renderer('live', size)
-  parts = [
-    jax.device_get(render_one(*keys_of(domain, [row], seed), ranges)) for row in rows
-  ]  # one at a time: 512 px is large
+  rows = [_Row('', f'portrait-{subject}-{i}', 'live', _hash('clip', subject), 0) for i in range(count)]
+  # One at a time: a batch of 512 px pictures would hold gigabytes.
+  parts = [_host(frames('live', size, *keys_of(domain, [row], seed), ranges)) for row in rows]
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _host(out: Frame) -> Frame:
+  """Brings a frame to the host as numpy arrays (keys become their words)."""
+  drawn = out.capture.replace(noise=jax.random.key_data(out.capture.noise))
+  return jax.device_get(out.replace(capture=drawn))

@@ -83,208 +83,70 @@ SCREEN_KEYS = (
 )
 
 
-def _camera(**changes):
-  common = dict(
-    exposure=(0.24, 0.36),
-    blur=(0.4, 0.6),
-    motion=(0.0, 0.4),
-    vignette=(0.0, 0.2),
-    warmth=(-0.04, 0.04),
-    green=(-0.03, 0.03),
-    saturation=(0.9, 1.1),
-    hue=(-0.1, 0.1),
-    noise=(0.01, 0.03),
-    contrast=(0.1, 0.3),
-    gamma=(2.1, 2.3),
-    sharpen=(0.0, 0.2),
-    jpeg=(1.0, 6.0),
-  )
-  return common | changes
+# One row per value, one column per domain: laptop, phone, tablet, dslr.
+_CAMERAS = {
+  'exposure': ((0.24, 0.32), (0.28, 0.40), (0.20, 0.28), (0.26, 0.36)),
+  'blur': ((0.55, 0.75), (0.30, 0.45), (0.60, 0.85), (0.30, 0.40)),
+  'motion': ((0.0, 0.4), (0.0, 0.4), (0.1, 0.6), (0.0, 0.15)),
+  'vignette': ((0.0, 0.2), (0.0, 0.2), (0.0, 0.3), (0.15, 0.5)),
+  'warmth': ((-0.12, -0.04), (0.02, 0.09), (0.0, 0.08), (-0.04, 0.05)),
+  'green': ((-0.03, 0.03), (-0.02, 0.02), (0.02, 0.07), (-0.06, -0.01)),
+  'saturation': ((0.80, 0.95), (1.05, 1.20), (0.72, 0.90), (0.95, 1.10)),
+  'hue': ((-0.1, 0.1), (-0.1, 0.1), (0.1, 0.35), (-0.35, -0.1)),
+  'noise': ((0.020, 0.045), (0.006, 0.015), (0.012, 0.030), (0.002, 0.006)),
+  'contrast': ((0.05, 0.2), (0.2, 0.4), (0.0, 0.15), (0.3, 0.55)),
+  'gamma': ((2.1, 2.3), (2.1, 2.3), (2.3, 2.5), (2.05, 2.2)),
+  'sharpen': ((0.0, 0.2), (0.5, 1.0), (0.0, 0.1), (0.1, 0.4)),
+  'jpeg': ((6.0, 12.0), (2.0, 5.0), (2.0, 6.0), (0.0, 1.5)),
+}
+_LIGHTS = {
+  'softness': ((0.5, 1.0), (0.2, 0.7), (0.1, 0.6), (0.0, 0.4)),
+  'share': ((0.35, 0.6), (0.5, 0.8), (0.5, 0.8), (0.65, 0.9)),
+  'warmth': ((-0.12, 0.0), (0.0, 0.12), (0.08, 0.25), (-0.06, 0.06)),
+}
+_PRINTERS = {
+  'pitch': ((2.6, 3.4), (2.0, 2.6), (3.6, 4.8), (1.5, 1.9)),
+  'angle': ((0.2, 0.35), (0.0, 1.5), (0.6, 0.9), (0.1, 0.5)),
+  'dots': ((0.30, 0.55), (0.20, 0.35), (0.30, 0.50), (0.25, 0.45)),
+  'random': ((0.0, 0.1), (0.8, 1.0), (0.0, 0.05), (0.3, 0.6)),
+  'gain': ((0.02, 0.05), (0.0, 0.04), (0.04, 0.08), (0.0, 0.03)),
+  'ink': ((0.75, 0.90), (0.80, 0.95), (0.60, 0.75), (0.85, 1.0)),
+  'black': ((0.03, 0.06), (0.02, 0.05), (0.06, 0.11), (0.03, 0.06)),
+  'tint': ((-0.05, 0.0), (0.0, 0.05), (0.04, 0.12), (-0.03, 0.03)),
+  'grain': ((0.01, 0.03), (0.0, 0.015), (0.02, 0.05), (0.0, 0.01)),
+  'gloss': ((0.0, 0.01), (0.03, 0.12), (0.0, 0.02), (0.05, 0.2)),
+  'bands': ((0.02, 0.05), (0.0, 0.02), (0.0, 0.01), (0.0, 0.01)),
+  'bend': ((-0.12, 0.12), (-0.18, 0.18), (-0.06, 0.06), (-0.08, 0.08)),
+}
+_SCREENS = {
+  'pitch': ((2.2, 2.8), (1.15, 1.6), (0.90, 1.12), (3.0, 4.0)),
+  'angle': ((-0.06, 0.06), (-0.12, 0.12), (-0.08, 0.08), (-0.03, 0.03)),
+  'lattice': ((0.20, 0.40), (0.20, 0.40), (0.15, 0.35), (0.20, 0.40)),
+  'pentile': ((0.0, 0.1), (0.8, 1.0), (0.0, 0.2), (0.0, 0.05)),
+  'tint': ((-0.10, -0.03), (-0.05, 0.05), (0.0, 0.08), (-0.08, 0.02)),
+  'gamut': ((0.85, 1.0), (1.05, 1.2), (0.90, 1.05), (0.95, 1.1)),
+  'black': ((0.01, 0.03), (0.0, 0.004), (0.01, 0.03), (0.015, 0.04)),
+  'gamma': ((2.0, 2.2), (2.1, 2.3), (2.0, 2.2), (2.0, 2.25)),
+  'band': ((0.0, 0.05), (0.05, 0.15), (0.0, 0.04), (0.04, 0.10)),
+  'band_period': ((0.4, 0.8), (0.15, 0.4), (0.5, 1.0), (0.3, 0.6)),
+  'glare': ((0.03, 0.12), (0.05, 0.2), (0.05, 0.25), (0.0, 0.08)),
+  'haze': ((0.01, 0.03), (0.005, 0.02), (0.015, 0.05), (0.005, 0.02)),
+}
+_DESCRIPTIONS = {
+  'laptop': 'a webcam in an office: noisy, soft, bluish, compressed; laser prints on plain paper, coarse phone screens',
+  'phone': 'a front camera: sharpened, saturated, warm; ink-jet photographs, PenTile displays with refresh bands',
+  'tablet': 'a tablet at home in the evening: soft, flat, greenish; offset-printed pages, fine IPS screens with moire',
+  'dslr': 'a system camera in a studio: clean, contrasty, hard light; photo-lab prints, desktop monitors',
+}
+
+
+def _column(table: dict[str, tuple], number: int) -> dict[str, tuple[float, float]]:
+  return {name: row[number] for name, row in table.items()}
 
 
 DOMAINS: dict[str, Domain] = {
-  d.name: d
-  for d in (
-    Domain(
-      'laptop',
-      'webcam in an office: noisy, soft, bluish, heavily compressed; laser prints on plain paper, phone screens',
-      _camera(
-        exposure=(0.18, 0.28),
-        blur=(0.6, 0.9),
-        warmth=(-0.16, -0.05),
-        saturation=(0.7, 0.9),
-        noise=(0.05, 0.10),
-        contrast=(0.0, 0.15),
-        jpeg=(8.0, 16.0),
-      ),
-      dict(softness=(0.5, 1.0), share=(0.35, 0.6), warmth=(-0.15, 0.0)),
-      dict(
-        pitch=(2.6, 3.4),
-        angle=(0.2, 0.35),
-        dots=(0.3, 0.55),
-        random=(0.0, 0.1),
-        gain=(0.03, 0.08),
-        ink=(0.75, 0.9),
-        black=(0.03, 0.06),
-        tint=(-0.05, 0.0),
-        grain=(0.01, 0.03),
-        gloss=(0.0, 0.01),
-        bands=(0.02, 0.05),
-        bend=(-0.12, 0.12),
-      ),
-      dict(
-        pitch=(2.2, 2.8),
-        angle=(-0.06, 0.06),
-        lattice=(0.25, 0.45),
-        pentile=(0.0, 0.1),
-        tint=(-0.12, -0.04),
-        gamut=(0.85, 1.0),
-        black=(0.01, 0.03),
-        gamma=(2.1, 2.3),
-        band=(0.0, 0.05),
-        band_period=(0.4, 0.8),
-        glare=(0.03, 0.12),
-        haze=(0.01, 0.03),
-      ),
-    ),
-    Domain(
-      'phone',
-      'front camera indoors and outdoors: sharpened, saturated, warm; ink-jet photographs, PenTile displays',
-      _camera(
-        exposure=(0.28, 0.42),
-        blur=(0.3, 0.45),
-        warmth=(0.05, 0.16),
-        saturation=(1.15, 1.4),
-        noise=(0.008, 0.02),
-        contrast=(0.35, 0.6),
-        sharpen=(0.6, 1.2),
-        jpeg=(2.0, 6.0),
-      ),
-      dict(softness=(0.2, 0.7), share=(0.5, 0.8), warmth=(0.0, 0.25)),
-      dict(
-        pitch=(2.0, 2.6),
-        angle=(0.0, 1.5),
-        dots=(0.15, 0.3),
-        random=(0.8, 1.0),
-        gain=(0.05, 0.12),
-        ink=(0.85, 1.0),
-        black=(0.02, 0.05),
-        tint=(0.0, 0.06),
-        grain=(0.0, 0.015),
-        gloss=(0.03, 0.12),
-        bands=(0.0, 0.02),
-        bend=(-0.2, 0.2),
-      ),
-      dict(
-        pitch=(1.15, 1.6),
-        angle=(-0.12, 0.12),
-        lattice=(0.3, 0.5),
-        pentile=(0.8, 1.0),
-        tint=(-0.05, 0.05),
-        gamut=(1.1, 1.3),
-        black=(0.0, 0.004),
-        gamma=(2.2, 2.5),
-        band=(0.05, 0.15),
-        band_period=(0.15, 0.4),
-        glare=(0.05, 0.2),
-        haze=(0.005, 0.02),
-      ),
-    ),
-    Domain(
-      'tablet',
-      'tablet camera at home in the evening: low light, flat, greenish; offset-printed pages, fine IPS screens',
-      _camera(
-        exposure=(0.14, 0.24),
-        blur=(0.8, 1.2),
-        motion=(0.2, 0.9),
-        green=(0.03, 0.10),
-        warmth=(0.0, 0.1),
-        saturation=(0.6, 0.85),
-        hue=(0.1, 0.4),
-        noise=(0.02, 0.05),
-        contrast=(0.0, 0.1),
-        gamma=(2.3, 2.6),
-        jpeg=(3.0, 8.0),
-      ),
-      dict(softness=(0.0, 0.5), share=(0.55, 0.85), warmth=(0.15, 0.4)),
-      dict(
-        pitch=(3.6, 4.8),
-        angle=(0.6, 0.9),
-        dots=(0.35, 0.6),
-        random=(0.0, 0.05),
-        gain=(0.08, 0.15),
-        ink=(0.55, 0.75),
-        black=(0.06, 0.11),
-        tint=(0.04, 0.12),
-        grain=(0.02, 0.05),
-        gloss=(0.0, 0.02),
-        bands=(0.0, 0.01),
-        bend=(-0.05, 0.05),
-      ),
-      dict(
-        pitch=(0.9, 1.12),
-        angle=(-0.08, 0.08),
-        lattice=(0.35, 0.6),
-        pentile=(0.0, 0.2),
-        tint=(0.0, 0.10),
-        gamut=(0.9, 1.05),
-        black=(0.01, 0.03),
-        gamma=(2.0, 2.2),
-        band=(0.0, 0.04),
-        band_period=(0.5, 1.0),
-        glare=(0.1, 0.3),
-        haze=(0.02, 0.06),
-      ),
-    ),
-    Domain(
-      'dslr',
-      'system camera in a studio: clean, contrasty, hard light; photo-lab prints, desktop monitors',
-      _camera(
-        exposure=(0.25, 0.36),
-        blur=(0.3, 0.4),
-        motion=(0.0, 0.15),
-        vignette=(0.15, 0.5),
-        warmth=(-0.04, 0.06),
-        green=(-0.08, -0.02),
-        saturation=(0.95, 1.15),
-        hue=(-0.4, -0.1),
-        noise=(0.002, 0.008),
-        contrast=(0.4, 0.8),
-        gamma=(2.0, 2.2),
-        sharpen=(0.1, 0.4),
-        jpeg=(0.0, 1.5),
-      ),
-      dict(softness=(0.0, 0.3), share=(0.75, 0.95), warmth=(-0.08, 0.08)),
-      dict(
-        pitch=(1.5, 1.9),
-        angle=(0.1, 0.5),
-        dots=(0.25, 0.45),
-        random=(0.3, 0.6),
-        gain=(0.0, 0.04),
-        ink=(0.9, 1.0),
-        black=(0.03, 0.06),
-        tint=(-0.03, 0.03),
-        grain=(0.0, 0.01),
-        gloss=(0.05, 0.2),
-        bands=(0.0, 0.01),
-        bend=(-0.08, 0.08),
-      ),
-      dict(
-        pitch=(3.0, 4.0),
-        angle=(-0.03, 0.03),
-        lattice=(0.2, 0.4),
-        pentile=(0.0, 0.05),
-        tint=(-0.1, 0.02),
-        gamut=(0.95, 1.15),
-        black=(0.015, 0.04),
-        gamma=(2.1, 2.4),
-        band=(0.05, 0.12),
-        band_period=(0.3, 0.6),
-        glare=(0.0, 0.08),
-        haze=(0.005, 0.02),
-      ),
-    ),
-  )
+  name: Domain(name, text, *(_column(table, i) for table in (_CAMERAS, _LIGHTS, _PRINTERS, _SCREENS)))
+  for i, (name, text) in enumerate(_DESCRIPTIONS.items())
 }
 """The embedded domains by name."""
 
@@ -354,5 +216,5 @@ def _placement(key: jax.Array, bend: jax.Array, tilt: float) -> Placement:
   )
 
 
-PRESENTED_ZOOM = 1.12
+PRESENTED_ZOOM = 1.1
 """The presented picture is framed this much wider than a live crop, and comes this much nearer on its medium."""

@@ -265,9 +265,9 @@ def sample_pose(key: jax.Array, spread: float = 1.0) -> Pose:
     yaw=jnp.clip(spread * normal(0.16), -0.6, 0.6),
     pitch=jnp.clip(spread * normal(0.09), -0.4, 0.4),
     roll=jnp.clip(spread * normal(0.05), -0.35, 0.35),
-    scale=uniform(0.90, 1.08),
+    scale=uniform(0.98, 1.16),
     x=normal(0.035),
-    y=-0.10 + normal(0.035),
+    y=-0.12 + normal(0.035),
   )
 
 
@@ -288,7 +288,7 @@ def sample_expression(
 
 
 def sample_light(key: jax.Array, softness=(0.1, 0.8), key_fill=(0.5, 0.95), warmth=(-0.15, 0.2)) -> Light:
-  """A light from above or the side; `key_fill` is its share of the whole, `warmth` bends white to orange (> 0) or blue."""
+  """A light from above or the side; `key_fill` is its share of the whole, `warmth` > 0 makes it orange, < 0 blue."""
   uniform, normal = _draws(key)
   azimuth, height = jnp.clip(normal(0.6), -1.3, 1.3), uniform(-0.1, 0.9)
   direction = jnp.stack(

@@ -138,7 +138,10 @@ def _back_hair(image, params: FaceParams, head: anatomy.Head, vx, vy, edge):
   ragged = (
     1.0 + 0.012 * jnp.sin(23.0 * x + 9.0 * vy) + 0.05 * identity.hair_curl * jnp.sin(17.0 * x) * jnp.sin(15.0 * vy)
   )
-  half = (identity.width + volume) * 1.02 * ragged
+  # Short hair lies closer the lower it comes; long hair keeps its volume.
+  close = 0.12 + 0.88 * jnp.clip(-top / 0.7, 0.0, 1.0)
+  volume = volume * jnp.maximum(close, cover(identity.hair_length - 0.3, 0.25))
+  half = (identity.width + volume) * 1.01 * ragged
   tall = (identity.height + volume) * 0.98 * ragged
   fall = jnp.clip(top / jnp.maximum(identity.hair_length, 0.05), 0.0, 1.0)
   crown = 1.0 - jnp.sqrt((x / half) ** 2 + (jnp.minimum(top, 0.0) / tall) ** 2)
@@ -179,7 +182,7 @@ def _bumps(params: FaceParams, found: anatomy.Features, x, y, nx, ny):
     (0.05 + 0.04 * found.cheek, a - 0.06, y - 0.24 + 0.05 * found.cheek, 0.15, 0.13),
     (0.045, x, y - identity.height * 0.86 - found.chin_drop, 0.13, 0.09),
     (0.035, x, y - found.mouth_y - found.mouth_open * 0.4, 0.26, 0.13),
-    (0.55 * identity.nose_height, nx, ny - (0.35 * root + 0.65 * base), 0.05, 0.19),
+    (0.55 * identity.nose_height, nx, ny - (0.35 * root + 0.65 * base), 0.06, 0.19),
     (0.42 * identity.nose_height, nx, ny - base + 0.055, 0.065, 0.06),
     (0.25 * identity.nose_height, jnp.abs(nx) - 0.68 * identity.nose_width, ny - base + 0.035, 0.04, 0.042),
   )
@@ -226,7 +229,7 @@ def _skin(params: FaceParams, found: anatomy.Features, x, y, edge) -> jax.Array:
     marks += strength * spot(x - mx, y - my, 0.6 * radius + 0.3 * edge, 0.6 * radius + 0.3 * edge)
   albedo = albedo * (1.0 - jnp.clip(marks, 0.0, 0.9)[..., None] * jnp.array([0.65, 0.85, 0.95]))
   mouth = y - found.mouth_y
-  grain = 0.8 + 0.2 * jnp.sin(90.0 * x + 20.0 * jnp.sin(14.0 * y)) * jnp.sin(75.0 * y)
+  grain = 0.88 + 0.08 * jnp.sin(61.0 * x + 7.0 * jnp.sin(23.0 * y)) + 0.08 * jnp.sin(53.0 * y + 5.0 * jnp.sin(29.0 * x))
   cheeks = cover(mouth + 0.32 - 1.1 * jnp.maximum(jnp.abs(x) - 0.28, 0.0) - 0.35 * (jnp.abs(x) < 0.28), 0.12)
   beard = identity.beard * cheeks * cover(mouth - 0.02 + 2.2 * jnp.maximum(jnp.abs(x) - 0.24, 0.0), 0.12)
   lip = identity.moustache * spot(x, mouth + 0.1 - 0.3 * x * x, 0.15, 0.035)
