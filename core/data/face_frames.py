@@ -101,8 +101,8 @@ def held_out_subjects(table: Mapping[str, np.ndarray], fraction: float, seed: in
   """A mask (bool [N]) of the records of a random share of the subjects, drawn per domain; for validation.
 
   No subject is on both sides. In each domain round(fraction * subjects) are held out, but at least one and at most all
-  but one; a domain with a single subject cannot be split and raises `UserError`. The draw depends on the seed and on the
-  names of the domain and its subjects, not on the order of records or on the other domains.
+  but one; a domain with a single subject cannot be split and raises `UserError`. The draw depends on the seed and on
+  the names of the domain and its subjects, not on the order of records or on the other domains.
 
   Args:
     table: `Records.table` with 'domain' and 'subject'.

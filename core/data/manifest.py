@@ -1,8 +1,8 @@
 """The manifest of a dataset on disk: what was written, with which parameters, and the hash of every file.
 
-A folder of records counts as a dataset only when it holds a `manifest.json`; the manifest is written last, into a folder
-that gets its final name last. Whether the bytes on disk are still those that were written is checked in two depths:
-sizes whenever a dataset is opened (milliseconds), sha256 on demand (`verify`).
+A folder of records counts as a dataset only when it holds a `manifest.json`; the manifest is written last, into a
+folder that gets its final name last. Whether the bytes on disk are still those that were written is checked in two
+depths: sizes whenever a dataset is opened (milliseconds), sha256 on demand (`verify`).
 """
 
 from __future__ import annotations

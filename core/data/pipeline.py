@@ -3,9 +3,9 @@
   sources = [pipeline.rows(r, seed=(seed, i), random_transform=augment) for i, r in enumerate(domains)]
   batches = pipeline.build(pipeline.interleave(sources), batch_size=96, workers=2)
 
-Everything up to the batch is a `grain.MapDataset`: element i is a pure function of (records, seed, i). So the k-th GLOBAL
-batch is the same for any number of workers, threads and processes, and the state of an iterator is one number, which
-stays valid when a run resumes with other workers or on another number of hosts.
+Everything up to the batch is a `grain.MapDataset`: element i is a pure function of (records, seed, i). So the k-th
+GLOBAL batch is the same for any number of workers, threads and processes, and the state of an iterator is one number,
+which stays valid when a run resumes with other workers or on another number of hosts.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ class BatchIterator(grain.DatasetIterator):
       raise StopIteration
     batch = next(self._inner)
     self._next += 1
-    return batch
+    # Workers hand over views of shared memory that end with the view; a copy of its own outlives whatever jax keeps.
+    return {field: np.array(value) for field, value in batch.items()} if self._source.workers else batch
 
   def start_prefetch(self) -> None:
     """Begins to fetch ahead before the first batch is asked for."""

@@ -203,8 +203,8 @@ class Records:
   arrays. `records.table` has the cheap fields of all records without touching the images.
 
   Attributes:
-    ids: int64 [N], the position of each record in its split as written; `concat` counts on through its parts. It names a
-      record across `select`, so that an error message can point at it.
+    ids: int64 [N], the position of each record in its split as written; `concat` counts on through its parts. It names
+      a record across `select`, so that an error message can point at it.
   """
 
   def __init__(self, root: str | os.PathLike, name: str, split: str, version: str | None = None):
@@ -242,7 +242,7 @@ class Records:
 
   @functools.cached_property
   def table(self) -> dict[str, np.ndarray]:
-    """Field name -> array [N]: the scalar fields of every record (texts of more than 128 characters left out) and 'key'."""
+    """Field -> array [N]: 'key' and the scalar fields of every record, but for texts of more than 128 characters."""
     tables = [part.table for part in self._parts]
     shared = [field for field in tables[0] if all(field in table for table in tables)]
     return {field: np.concatenate([table[field] for table in tables])[self.ids] for field in shared}
@@ -344,7 +344,7 @@ class PrepareReport:
 
 
 def encode_image(image: np.ndarray | bytes, key: str = '') -> bytes:
-  """A uint8 image [H, W, 3] (RGB) or [H, W, 1] as PNG bytes; bytes pass unchanged. Raises `UserError` for other arrays."""
+  """A uint8 image [H, W, 3] (RGB) or [H, W, 1] as PNG; bytes pass unchanged. Raises `UserError` for other arrays."""
   if isinstance(image, bytes):
     return image
   image = np.asarray(image)
