@@ -1,7 +1,7 @@
 """How many images per second the input pipeline delivers, beside what a training step consumes.
 
-  python -m benchmarks.input_pipeline                          # 64 px frames, 0 and 2 workers, a small convolutional step
-  python -m benchmarks.input_pipeline --step_images_per_second=900        # against a step measured elsewhere
+  python -m benchmarks.input_pipeline                               # 64 px, 0 and 2 workers, a small convolutional step
+  python -m benchmarks.input_pipeline --step_images_per_second=900  # against a step measured elsewhere
   python -m benchmarks.input_pipeline --size=256 --output_size=224 --records=600
 
 Random face-frame records (smooth images with noise, so that PNG has its usual work) are written to a temporary folder,

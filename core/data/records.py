@@ -144,6 +144,8 @@ def write(
   if final.exists() and not overwrite:
     raise UserError(f'{final} exists already. Delete it, choose another version, or pass overwrite=True.')
   final.parent.mkdir(parents=True, exist_ok=True)
+  for leftover in final.parent.glob('.incomplete-*'):
+    print(f'records: {leftover} is of a write that was killed or still runs; in the first case delete it.')
   with tempfile.TemporaryDirectory(dir=final.parent, prefix='.incomplete-', ignore_cleanup_errors=True) as temporary:
     folder, tables = _write_builder(pathlib.Path(temporary), name, version, splits, features, description)
     cheap = _write_tables(folder, tables)
@@ -153,7 +155,7 @@ def write(
       name, version, description, dict(info or {}), described, cheap, counts, manifests.describe(folder)
     )
     result.save(folder)
-    _publish(folder, final, pathlib.Path(temporary))
+    _publish(folder, final, pathlib.Path(temporary), result, overwrite)
   return result
 
 
@@ -256,7 +258,6 @@ class Records:
     if which.dtype == bool and which.shape != (len(self),):
       raise ValueError(f'The mask has shape {which.shape}, expected ({len(self)},).')
     view = copy.copy(self)
-    view.__dict__.pop('table', None)
     view.ids = self.ids[which if which.dtype == bool else which.astype(np.int64)]
     return view
 
@@ -266,7 +267,6 @@ class Records:
     if not parts:
       raise ValueError('Nothing to concatenate.')
     whole = copy.copy(parts[0])
-    whole.__dict__.pop('table', None)
     whole._parts = tuple(itertools.chain.from_iterable(part._parts for part in parts))
     sizes = [sum(split.length for split in part._parts) for part in parts]
     offsets = np.cumsum([0, *sizes[:-1]])
@@ -282,9 +282,6 @@ class _Split:
 
   def __getstate__(self) -> dict[str, Any]:
     return {'folder': self.folder, 'split': self.split, 'length': self.length}
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state)
 
   @functools.cached_property
   def _source(self):
@@ -406,8 +403,21 @@ def _write_tables(folder: pathlib.Path, tables: Mapping[str, Mapping[str, np.nda
   return names
 
 
-def _publish(folder: pathlib.Path, final: pathlib.Path, temporary: pathlib.Path) -> None:
-  """Gives a whole dataset its final name; an older one of that name steps aside first and goes with `temporary`."""
-  with contextlib.suppress(FileNotFoundError):
-    final.rename(temporary / 'replaced')
-  folder.rename(final)
+def _publish(
+  folder: pathlib.Path, final: pathlib.Path, temporary: pathlib.Path, manifest: manifests.Manifest, overwrite: bool
+) -> None:
+  """Gives a whole dataset its final name; an older one of that name steps aside first and goes with `temporary`.
+
+  Without `overwrite` the name was free when the writing began. If another process has taken it since (two hosts of one
+  run that prepare the same data), an equal dataset is as good as ours, and another is an error.
+  """
+  if overwrite:
+    with contextlib.suppress(FileNotFoundError):
+      final.rename(temporary / 'replaced')
+  try:
+    folder.rename(final)
+  except OSError as error:
+    if not final.is_dir():
+      raise
+    if manifests.load(final).fingerprint != manifest.fingerprint:
+      raise UserError(f'{final} was written by another process meanwhile, and with other content.') from error

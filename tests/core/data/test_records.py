@@ -87,9 +87,25 @@ def test_writing_twice_gives_the_same_bytes(root, tmp_path):
     tmp_path, 'toy', {'train': examples(20), 'test': examples(6, seed=1), 'dev': []}, FEATURES, info=INFO
   )
   first = records.verify(root, 'toy')
-  shards = [name for name in first.files if 'array_record' in name or 'index' in name]
-  assert len(shards) == 4
-  assert {n: again.files[n] for n in shards} == {n: first.files[n] for n in shards}
+  assert sum('array_record' in name or 'index' in name for name in first.files) == 4
+  assert again.files == first.files
+  assert again.fingerprint == first.fingerprint
+  other = records.write(tmp_path, 'toy', {'train': examples(20, seed=2)}, FEATURES, '2.0.0')
+  assert other.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize('rival', [3, 4])
+def test_of_two_writers_at_once_the_second_accepts_an_equal_dataset_only(tmp_path, rival):
+  def while_another_writes():
+    yield from examples(3)
+    records.write(tmp_path, 'toy', {'train': examples(rival)}, FEATURES)
+
+  if rival == 3:
+    assert records.write(tmp_path, 'toy', {'train': while_another_writes()}, FEATURES).splits == {'train': 3}
+  else:
+    with pytest.raises(UserError, match='another process'):
+      records.write(tmp_path, 'toy', {'train': while_another_writes()}, FEATURES)
+  assert len(records.Records(tmp_path, 'toy', 'train')) == rival
 
 
 def test_an_empty_split_is_said_counted_and_refused(root, tmp_path, capsys):
@@ -210,7 +226,7 @@ records.write(sys.argv[1], 'toy', {'train': slow()}, FEATURES)
 """
 
 
-def test_a_killed_writer_leaves_nothing_that_counts(tmp_path):
+def test_a_killed_writer_leaves_nothing_that_counts(tmp_path, capsys):
   process = subprocess.Popen(
     [sys.executable, '-c', KILLED, str(tmp_path)],
     stdout=subprocess.PIPE,
@@ -223,6 +239,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(tmp_path):
   with pytest.raises(UserError, match='No dataset'):
     records.Records(tmp_path, 'toy', 'train')
   records.write(tmp_path, 'toy', {'train': examples(2)}, FEATURES)
+  assert '.incomplete-' in capsys.readouterr().out
   assert len(records.Records(tmp_path, 'toy', 'train')) == 2
 
 
