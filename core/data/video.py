@@ -6,6 +6,7 @@ Frames are counted in presentation order from 0. Nothing trusts the container's 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import warnings
@@ -68,7 +69,8 @@ def info(path: str | pathlib.Path) -> Info:
     packets = sum(packet.size > 0 for packet in _packets(container, stream))
     stated, fps = stream.frames, float(stream.average_rate or 0)
     codec = stream.codec_context.name
-  first = next((frame for _, frame in _decoded(path, [])), None)
+  with contextlib.closing(_decoded(path, [])) as decoder:
+    _, first = next(decoder, (0, None))
   if first is None:
     raise UserError(f"'{path}' has no frame that can be decoded ({packets} packets, codec {codec}); is it truncated?")
   matrix = _display_matrix(first)
@@ -135,12 +137,13 @@ def frames(
 def _collect(path: str | pathlib.Path, wanted: set[int], damage: list[str]) -> tuple[list[tuple[int, np.ndarray]], int]:
   """The wanted frames and how many were decoded on the way; stops after the last wanted one."""
   found, decoded, last = [], 0, max(wanted, default=-1)
-  for index, frame in _decoded(path, damage):
-    decoded = index + 1
-    if index in wanted:
-      found.append((index, _upright(frame)))
-    if index >= last:
-      break
+  with contextlib.closing(_decoded(path, damage)) as stream:
+    for index, frame in stream:
+      decoded = index + 1
+      if index in wanted:
+        found.append((index, _upright(frame)))
+      if index >= last:
+        break
   return found, decoded
 
 
@@ -235,22 +238,29 @@ def _packets(container: av.container.InputContainer, stream: av.video.stream.Vid
 
 
 def _decoded(path: str | pathlib.Path, damage: list[str]) -> Iterator[tuple[int, av.VideoFrame]]:
-  """Decodes from the start; packets that do not decode are skipped and counted in `damage`."""
-  broken = 0
-  with _open(path) as container:
-    stream = _stream(container, path)
-    index = 0
-    for packet in _packets(container, stream):
-      try:
-        decoded = stream.decode(packet)
-      except av.error.FFmpegError:
-        broken += 1
-        continue
-      for frame in decoded:
-        yield index, frame
-        index += 1
-  if broken:
-    damage.append(f'{broken} packets could not be decoded')
+  """Decodes from the start; packets that do not decode and frames that decode with errors are counted in `damage`.
+
+  A packet that does not decode gives no frame: the numbers of the later ones then lag behind.
+  """
+  broken = corrupt = index = 0
+  try:
+    with _open(path) as container:
+      stream = _stream(container, path)
+      for packet in _packets(container, stream):
+        try:
+          decoded = stream.decode(packet)
+        except av.error.FFmpegError:
+          broken += 1
+          continue
+        for frame in decoded:
+          corrupt += frame.is_corrupt
+          yield index, frame
+          index += 1
+  finally:  # also when the caller has enough frames and closes the generator
+    if broken:
+      damage.append(f'{broken} packets could not be decoded')
+    if corrupt:
+      damage.append(f'{corrupt} frames decoded with errors')
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.data import image, video
+from core.data.face_frames import ATTACKS
 from core.errors import UserError
-
-ATTACKS = ('live', 'print', 'replay', 'mask')
-"""Attack classes of the shared face-frame form; everything but 'live' has label 0 (spoof)."""
 
 Problem = tuple[str, str, str]
 """(kind, path or name, detail): one odd thing, as `core.data.records.PrepareReport` counts them."""
@@ -28,7 +26,7 @@ class VideoItem:
     split: 'train', 'dev', 'test', or 'unlisted' where the official lists do not say.
     subject: person, unique within the domain.
     label: 1 live, 0 spoof.
-    attack: one of `ATTACKS`.
+    attack: one of `core.data.face_frames.ATTACKS`; everything but 'live' has label 0.
     video_id: unique within the domain: the path below the dataset's root, without the ending.
     extra: plain data that the name tells (device, session, light ...); goes into the record's `info`.
   """

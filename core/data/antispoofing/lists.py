@@ -83,9 +83,9 @@ def read_lists(root: str | pathlib.Path, domain: str) -> Listing:
 
   Without a header the columns are `path,label[,frames_with_face,frames_total]` with label 0 live / 1 print / 2 screen /
   3 mask (the release's form). With one, `path` and `label` are needed and `split`, `subject` and any further column are
-  taken along. A label may also be a class word. Paths are relative to the list's folder; a path may be a video, a photo,
-  a folder of crops or a zip of crops, and may lack its ending. The split is read from the list's name ('..._test.csv',
-  'OULU-NPU-TRAIN.csv') where no column says it, and is 'train' otherwise.
+  taken along. A label may also be a class word. Paths are relative to the list's folder and may lack their ending;
+  what they name is a video, a photo, a folder of crops or a zip of crops. The split is read from the list's name
+  ('..._test.csv', 'OULU-NPU-TRAIN.csv') where no column says it, and is 'train' otherwise.
 
   Raises:
     UserError: no list.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from core.data import face, face_frames, records, video
-from core.data.antispoofing import items, readers, sources
+from core.data.antispoofing import readers, sources
 from core.data.antispoofing.items import Problem, VideoItem
 from core.errors import UserError
 
@@ -246,12 +246,12 @@ def _example(item: VideoItem, total: int, number: int, crop: np.ndarray, about: 
   return f'{item.video_id}/{number:06d}', {
     'image': crop,
     'label': item.label,
-    'attack': items.ATTACKS.index(item.attack),
+    'attack': face_frames.ATTACKS.index(item.attack),
     'domain': item.domain,
     'subject': item.subject,
     'video': item.video_id,
     'frame': number,
     'frames_total': total,
-    'landmarks': np.full((68, 2), np.nan, np.float32),
+    'landmarks': face_frames.NO_LANDMARKS,
     'info': json.dumps({**item.extra, **about}, sort_keys=True),
   }
