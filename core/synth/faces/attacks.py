@@ -175,7 +175,8 @@ def print_attack(key: jax.Array, picture: jax.Array, params: PrintParams, place:
   x, y = pixel_grid(size)
   mx, my = to_medium(place, x, y)
   source = jnp.clip(_sample(picture, mx, my), 0.0, 1.0)
-  amount = 1.0 - decode(source)
+  # Grey balance: cyan ink also takes green and blue, so equal inks print brown; printers lay less magenta and yellow.
+  amount = (1.0 - decode(source)) ** jnp.array([1.2, 1.55, 1.6])
   amount = jnp.clip(amount + 4.0 * params.gain * amount * (1.0 - amount), 0.0, 1.0)
   u, v = mx * place.zoom * size / 2.0, my * place.zoom * size / 2.0
   amount = _halftone(keys[0], amount, u, v, params)

@@ -93,8 +93,8 @@ def capture(key: jax.Array, light: jax.Array, params: CameraParams) -> jax.Array
   """
   size = light.shape[0]
   mean = light.mean() + 1e-3
-  # Automatic exposure goes three quarters of the way: dark skin or a dark room stays a little darker.
-  linear = light * (params.exposure / mean) ** 0.75 * params.exposure**0.25 * 1.4
+  # Automatic exposure goes most of the way: dark skin or a dark room stays a little darker.
+  linear = light * (params.exposure / mean) ** 0.8 * params.exposure**0.2 * 1.35
   linear = blur(linear, jnp.sqrt(params.blur**2 + params.motion**2), params.blur)
   line = (2.0 * jnp.arange(size, dtype=jnp.float32) + 1.0) / size - 1.0
   linear = linear * (1.0 - 0.5 * params.vignette * (line[:, None] ** 2 + line**2))[..., None]

@@ -361,8 +361,8 @@ def _eyes(color, params, found, x, y, shade, edge):
 
 def _front_hair(color, params, x, y, normal, edge):
   identity = params.identity
-  off = x - identity.hair_part
-  line = identity.hairline + 0.55 * identity.fringe + 0.35 * jnp.maximum(jnp.abs(x) - 0.30, 0.0) + 0.10 * off * off
+  # The hairline is an arch, tilted towards the parting.
+  line = identity.hairline - 0.05 + 0.6 * identity.fringe + 0.5 * x * x + 0.4 * identity.hair_part * x
   side = 1.25 * jnp.maximum(jnp.abs(x) - 0.82 * identity.width, 0.0) * (identity.hair_length + 0.5)
   ragged = (0.012 + 0.03 * identity.fringe) * jnp.sin(
     31.0 * x + 4.0 * jnp.sin(9.0 * x)

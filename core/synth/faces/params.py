@@ -232,7 +232,7 @@ def sample_identity(key: jax.Array) -> Identity:
     ear=uniform(0.15, 0.21),
     skin=jnp.clip(skin, 0.02, 0.9),
     hair_color=jnp.clip(hair_color, 0.004, 0.8),
-    hairline=uniform(-0.68, -0.52),
+    hairline=uniform(-0.70, -0.50),
     hair_volume=uniform(0.05, 0.17),
     hair_length=jnp.where(masculine, uniform(-0.3, 0.15), uniform(0.0, 1.3)),
     hair_part=uniform(-0.35, 0.35),

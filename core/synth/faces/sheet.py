@@ -44,12 +44,12 @@ def photograph(scenes: face.FaceParams, size: int) -> tuple[np.ndarray, np.ndarr
 
 
 def mark(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Draws landmarks [68, 2] as green dots on a copy of an image [S, S, 3] in [0, 1]."""
+  """Draws landmarks [68, 2] as white dots on a copy of an image [S, S, 3] in [0, 1]."""
   image = image.copy()
   radius = image.shape[0] // 160
   for x, y in np.round(points).astype(int):
     if 0 <= x < image.shape[1] and 0 <= y < image.shape[0]:
-      image[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1] = (0.1, 1.0, 0.2)
+      image[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1] = 1.0
   return image
 
 
@@ -80,7 +80,7 @@ def captures(size: int, columns: int, seed: int) -> list[np.ndarray]:
   return rows
 
 
-def contact_sheet(path: str | pathlib.Path, *, size: int = 112, columns: int = 9, seed: int = 5) -> pathlib.Path:
+def contact_sheet(path: str | pathlib.Path, *, size: int = 96, columns: int = 9, seed: int = 5) -> pathlib.Path:
   """Writes a PNG: people, one person, expressions, then live / print / replay of every domain.
 
   Args:
