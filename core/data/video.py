@@ -221,7 +221,10 @@ def _stream(container: av.container.InputContainer, path: str | pathlib.Path) ->
     raise UserError(f"'{path}' has no video stream ({len(container.streams)} other streams).")
   stream = container.streams.video[0]
   if stream.codec_context is None:
-    raise UserError(f"'{path}' uses a video codec that this PyAV cannot decode. Convert it to H.264.")
+    raise UserError(
+      f"'{path}' names no codec that this PyAV can decode: it was cut off (copy or download it again), or its codec is "
+      'too unusual (convert it to H.264).'
+    )
   stream.thread_type = 'AUTO'
   return stream
 

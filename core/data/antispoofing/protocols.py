@@ -92,10 +92,10 @@ def resolve(name: str, domains: Sequence[str] = ()) -> list[Protocol]:
       f"Unknown protocol '{name}'.{nearest(name, known)} Known: {', '.join(known)}, or one run as 'sources->target', "
       "e.g. 'OCI->M' or 'phone&tablet->laptop'."
     )
-  targets = _domains(sides[1], domains, name)
+  sources, targets = (_domains(side, domains, name) for side in sides)
   if len(targets) != 1:
     raise UserError(f"Protocol '{name}' has {len(targets)} targets ({', '.join(targets)}); one is expected.")
-  return [make(_domains(sides[0], domains, name), targets[0])]
+  return [make(sources, targets[0])]
 
 
 def _domains(side: str, domains: Sequence[str], name: str) -> list[str]:

@@ -1,3 +1,5 @@
+"""Crops are exact geometry; the Haar detector is tried on real photographs where they are at hand."""
+
 import pickle
 
 import cv2

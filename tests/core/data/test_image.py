@@ -1,3 +1,5 @@
+"""Images come back upright, in RGB, or as an error that names the file and the reason."""
+
 import io
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Frames come back by their number and upright, from every container; damage is told."""
+
 import av
 import cv2
 import numpy as np
