@@ -207,23 +207,29 @@ def _crops(
 
 
 def _turns(item: VideoItem, pictures: list[np.ndarray], detector: face.Detector) -> int:
-  """Quarter turns counter-clockwise after which most pictures show a face.
+  """Quarter turns counter-clockwise that set a video upright.
 
   Some videos were recorded turned without a tag that says so (six of MSU-MFSD upside down). A video known for it is
-  tried both ways, since its copy may carry a tag or may have been put right; any other is turned only where it shows no
-  face as it is, and only when at least half of its pictures then do.
+  turned where the faces are stronger that way, since its copy may carry a tag or may have been put right. Any other is
+  turned only where most of its pictures then show a face, more than three times as strong as they do now: a cascade
+  also finds weak faces in turned pictures (upside down in 11 of our 15 sample photos, the upright one 1.9 to 611 times
+  stronger). By this rule none of the 15 would be turned, and 13 of them upside down would be set upright.
   """
+  if len(pictures) < 2:
+    return 0  # photos have their EXIF tag
+  pictures = [pictures[i] for i in video.linspace_indices(len(pictures), 3)]
 
-  def evidence(turns: int) -> tuple[int, float]:
-    best = [faces[0].score for p in pictures if (faces := detector.detect(np.ascontiguousarray(np.rot90(p, turns))))]
-    return len(best), float(sum(best))
+  def evidence(turns: int) -> tuple[float, int]:
+    """Sum of area times score; number of pictures with a face."""
+    best = [faces[0] for p in pictures if (faces := detector.detect(np.ascontiguousarray(np.rot90(p, turns))))]
+    return sum(each.area * each.score for each in best), len(best)
 
-  if item.extra.get('maybe_upside_down'):
-    return max((0, 2), key=evidence)
-  if len(pictures) < 2 or any(detector.detect(picture) for picture in pictures):
+  known = item.extra.get('maybe_upside_down', False)
+  found = {turns: evidence(turns) for turns in ((0, 2) if known else (0, 2, 1, 3))}
+  best = max(found, key=lambda turns: found[turns][0])
+  if not known and (found[best][0] <= 3 * found[0][0] or 2 * found[best][1] < len(pictures)):
     return 0
-  best = max((2, 1, 3), key=evidence)
-  return best if 2 * evidence(best)[0] >= len(pictures) else 0
+  return best
 
 
 def _neighbour(
