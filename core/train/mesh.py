@@ -19,7 +19,7 @@ from core.errors import UserError
 AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
 FSDP_MIN_SIZE = 2**14
-"""Leaves with fewer elements are copied to every device: dividing them saves nothing and costs a gather (our choice)."""
+"""Leaves with fewer elements are copied to every device: dividing them saves little and costs a gather (our choice)."""
 
 
 def make(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:

@@ -41,7 +41,7 @@ def make_train_step(
   def step(state: state_lib.TrainState, batch: Mapping[str, jax.Array]):
     rng = jax.random.fold_in(jax.random.key(seed), first_step + state.step)
     loss, grads, collections, metrics = _gradients(stage, mesh, state, batch, rng)
-    norm = optax.global_norm(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
+    norm = optax.tree.norm(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     good = finite & (state.bad_step < 0)
 

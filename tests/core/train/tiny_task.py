@@ -170,10 +170,12 @@ def main() -> None:
   for key, value in json.loads(args.override).items():
     settings.update_from_flattened_dict({key: value})
 
-  seen, states = [], {}
+  states, shards = {}, {}
 
   def hook(step, state, batch):
-    seen.append(np.concatenate([[step], batch['id']]))
+    with (args.workdir / f'batches_{jax.process_index()}.txt').open('a') as file:
+      file.write(f'{step} {batch["id"].tolist()}\n')
+    shards.update({path: leaf.sharding.shard_shape(leaf.shape) for path, leaf in {**state.frozen}.items()})
     states.clear()
     states.update(collect(state) if jax.process_count() == 1 else {})
     if step == args.term_step:
@@ -186,11 +188,9 @@ def main() -> None:
   except loop.Preempted as stop:
     print(stop)
     sys.exit(stop.EXIT_CODE)
-  weights = {f'result/{mesh.key_path(path)}': np.asarray(leaf)
-             for path, leaf in jax.tree_util.tree_flatten_with_path(result.variables)[0]}  # fmt: skip
-  history = [row for row in result.history if row['kind'] == 'train']
-  np.savez(args.workdir / f'result_{jax.process_index()}.npz', batches=np.asarray(seen), best=result.best_step or -1,
-           history=json.dumps(result.history), losses=[row['loss'] for row in history], **states, **weights)  # fmt: skip
+  record = {'best_step': result.best_step, 'history': result.history, 'shards': shards, 'metadata': result.metadata}
+  (args.workdir / f'result_{jax.process_index()}.json').write_text(json.dumps(record))
+  np.savez(args.workdir / f'result_{jax.process_index()}.npz', **states, **collect({'result': dict(result.variables)}))
 
 
 class _KillAfter:

@@ -1,0 +1,143 @@
+"""What checkpoints hold, what a damaged one does, and how a run ends early."""
+
+import pathlib
+import sys
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import tiny_task
+
+from core.errors import UserError
+from core.train import checkpoint, loop
+
+MONITOR = 'train/rmse/value'
+
+
+def _train(workdir, hooks=(), resume=True, task=tiny_task.TinyTask, **changes):
+  config = tiny_task.config()
+  config.update(changes)
+  return loop.train(task(config), workdir, logger=loop.NullLogger(), hooks=hooks, resume=resume)
+
+
+def _equal(tree, other):
+  jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, tree), jax.tree.map(np.asarray, other))
+
+
+class _Stop(Exception):
+  """Ends a run from a hook."""
+
+
+def _stop_at(wanted):
+  def hook(step, state, batch):
+    if step == wanted:
+      raise _Stop
+
+  return hook
+
+
+@pytest.fixture(scope='module')
+def three_stages(tmp_path_factory):
+  """Train the head, shift the bias, train everything; with a monitor: (folder, result)."""
+  workdir = tmp_path_factory.mktemp('stages')
+  return workdir, _train(workdir, second_stage=True, monitor=MONITOR)
+
+
+def test_best_and_last_are_found_without_the_task(three_stages):
+  workdir, result = three_stages
+  best, meta = checkpoint.restore_variables(workdir, 'best')
+  _equal(best, result.variables)
+  assert meta['step'] == result.best_step and meta['stage_name'] == 'second' and meta['config']['seed'] == 3
+  assert result.metadata == meta['metadata'] == {'threshold': meta['monitor_value']}
+  by_step = {row['step']: row[MONITOR] for row in result.history if row['kind'] == 'eval' and row['stage'] == 'second'}
+  assert meta['monitor_value'] == by_step[result.best_step] == min(by_step.values())
+  assert checkpoint.restore_variables(workdir, 'last')[1]['step'] == 15
+  assert checkpoint.restore_variables(workdir, 13)[1]['step'] == 13
+  with pytest.raises(UserError, match=r"no checkpoint '7'.*last: \[13, 15\]"):
+    checkpoint.restore_variables(workdir, 7)
+  with pytest.raises(UserError, match='no complete checkpoint'):
+    checkpoint.restore_variables(workdir / 'elsewhere')
+
+
+@pytest.mark.parametrize('stop', [11, 14])
+def test_a_run_of_several_stages_resumes_in_the_right_one(three_stages, tmp_path, stop):
+  """Stopped at the first step after the procedure's checkpoint, and inside the last stage."""
+  settings = {'second_stage': True, 'monitor': MONITOR}
+  with pytest.raises(_Stop):
+    _train(tmp_path, hooks=[_stop_at(stop if stop != 11 else 12)], **settings)
+  seen = []
+  result = _train(tmp_path, hooks=[lambda step, state, batch: seen.append(step)], **settings)
+  assert seen == ([12, 13, 14, 15] if stop == 11 else [14, 15])
+  _equal(result.variables, three_stages[1].variables)
+  assert result.history == three_stages[1].history
+
+
+def test_a_finished_run_only_hands_out_its_result(three_stages):
+  workdir, result = three_stages
+  again = _train(workdir, hooks=[_stop_at(step) for step in range(20)], second_stage=True, monitor=MONITOR)
+  _equal(again.variables, result.variables)
+  assert again.history == result.history and again.best_step == result.best_step
+
+
+@pytest.mark.parametrize('damage', ['truncate', 'remove', 'meta'])
+def test_a_damaged_checkpoint_is_ignored_and_its_step_saved_again(tmp_path, capsys, damage):
+  whole = _train(tmp_path / 'whole', steps=6)
+  with pytest.raises(_Stop):
+    _train(tmp_path / 'run', hooks=[_stop_at(5)], steps=6)
+  folder = tmp_path / 'run' / 'checkpoints' / 'last' / '4'
+  if damage == 'meta':
+    (folder / 'meta' / 'metadata').write_text('{"format": 1, "st')
+  for path in [path for path in (folder / 'variables').rglob('*') if path.is_file() and path.parent.name == 'd']:
+    if damage == 'truncate':
+      path.write_bytes(path.read_bytes()[:-20])
+    if damage == 'remove':
+      path.unlink()
+  with pytest.raises(UserError, match='incomplete or damaged'):
+    checkpoint.restore_variables(tmp_path / 'run', 4)
+  result = _train(tmp_path / 'run', steps=6)
+  printed = capsys.readouterr().out
+  assert 'Ignoring the damaged checkpoint' in printed and 'Resuming from step 2' in printed
+  _equal(result.variables, whole.variables)
+  assert checkpoint.restore_variables(tmp_path / 'run', 4)[1]['step'] == 4
+
+
+def test_a_nan_names_step_examples_and_checkpoint(tmp_path):
+  with pytest.raises(UserError) as caught:
+    _train(tmp_path, poison=17)
+  message = str(caught.value)
+  rows = tiny_task.TinyTask(tiny_task.config()).data(_Context())
+  first = next(index for index, batch in enumerate(rows) if 17 in batch['id'])
+  assert f'not finite at step {first + 1}.' in message and '17' in message.split('Batch ids:')[1].split(']')[0]
+  saved = first // 2 * 2
+  assert (f'last/{saved}' if saved else 'none yet') in message
+
+
+class _Context:
+  seed = 3
+
+
+def test_a_changed_config_is_refused(tmp_path):
+  _train(tmp_path, steps=3)
+  with pytest.raises(UserError, match='other trainable leaves, averages or optimiser state'):
+    _train(tmp_path, steps=3, ema_decay=0.0)
+  with pytest.raises(UserError, match='already holds checkpoints'):
+    _train(tmp_path, steps=3, resume=False)
+
+
+class _ShortTask(tiny_task.TinyTask):
+  def data(self, context):
+    return grain.MapDataset.source(tiny_task.Rows()).batch(8).to_iter_dataset()
+
+
+def test_data_that_run_out_are_named(tmp_path):
+  with pytest.raises(UserError, match='10 steps but its data ended after 5'):
+    _train(tmp_path, task=_ShortTask)
+
+
+def test_a_wrong_monitor_is_named(tmp_path):
+  with pytest.raises(UserError, match="Did you mean 'train/rmse/value'"):
+    _train(tmp_path, monitor='train/rmse/valu', steps=4)
