@@ -9,8 +9,9 @@ Layout under a run's folder:
     meta/                    JSON: position, config, metadata of the evaluators, format version
   checkpoints/best/<step>/   variables/ and meta/ of the step that the stage's monitor chose
 
-<step> counts over the stages of a run. orbax writes into a temporary folder and renames it when every process is done; a folder named by a plain number that
-holds commit_success.txt is complete. What a killed save left behind is removed, with a word, by the next run.
+<step> counts over the stages of a run. orbax writes into a temporary folder and renames it when every process is done;
+a folder named by a plain number that holds commit_success.txt is complete. What a killed save left behind is removed,
+with a word, by the next run.
 A complete checkpoint that cannot be read (a truncated disk, a partial copy) is moved to checkpoints/damaged and the run
 goes on from the one before.
 """

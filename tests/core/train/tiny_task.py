@@ -127,7 +127,7 @@ class TinyTask(Task):
   def evaluators(self):
     def rmse(variables, split):
       rows = Rows()
-      params = jax.tree.map(np.asarray, dict(variables['params']))
+      params = mesh.host_arrays(dict(variables['params']))
       out = np.tanh(rows.x @ params['base']['kernel']) @ params['head']['kernel'] + params['head']['bias']
       value = float(np.sqrt(np.mean((out[:, 0] - rows.y) ** 2)))
       return Evaluation({'value': value}, metadata={'threshold': value})
@@ -142,8 +142,8 @@ def _part(batch, size):
 
 def collect(state) -> dict[str, np.ndarray]:
   """Every array of a state under its path."""
-  leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-  return {mesh.key_path(path): np.asarray(leaf) for path, leaf in leaves}
+  leaves = jax.tree_util.tree_flatten_with_path(mesh.host_arrays(state))[0]
+  return {mesh.key_path(path): leaf for path, leaf in leaves}
 
 
 def main() -> None:
