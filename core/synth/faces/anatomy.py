@@ -75,7 +75,7 @@ def brow(identity: Identity, found: Features, x: jax.Array) -> tuple[jax.Array, 
   along = jnp.clip((x + brow_reach(identity, found)[0]) / sum(brow_reach(identity, found)), 0.0, 1.0)
   middle = identity.eye_y - identity.brow_gap - 4.0 * identity.brow_arch * along * (1.0 - along)
   middle = middle + found.brow_inner * (1.0 - along) ** 2 + found.brow_outer * along**0.7 + 0.04 * (along - 0.3)
-  return middle, identity.brow_thickness * (1.0 - 0.75 * along**1.5)
+  return middle, identity.brow_thickness * (1.0 - 0.75 * along**1.5) * (0.6 + 0.4 * jnp.minimum(4.0 * along, 1.0))
 
 
 def brow_reach(identity: Identity, found: Features) -> tuple[jax.Array, jax.Array]:

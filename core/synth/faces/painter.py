@@ -175,24 +175,23 @@ def _bumps(params: FaceParams, found: anatomy.Features, x, y, nx, ny):
   identity = params.identity
   root, base = anatomy.nose(identity)
   a = jnp.abs(x) - identity.eye_distance
+  wing = jnp.abs(nx) - 0.68 * identity.nose_width
+  tall = identity.nose_height
+  one, mirrored = jnp.ones_like(x), jnp.sign(x)
   parts = (
-    # height, centre distance in x and y, radii, mirrored
-    (-0.085, a, y - identity.eye_y + 0.02, 0.13, 0.085),
-    (0.04, a, y - identity.eye_y + identity.brow_gap * 0.95, 0.16, 0.06),
-    (0.05 + 0.04 * found.cheek, a - 0.06, y - 0.24 + 0.05 * found.cheek, 0.15, 0.13),
-    (0.045, x, y - identity.height * 0.86 - found.chin_drop, 0.13, 0.09),
-    (0.035, x, y - found.mouth_y - found.mouth_open * 0.4, 0.26, 0.13),
-    (0.55 * identity.nose_height, nx, ny - (0.35 * root + 0.65 * base), 0.06, 0.19),
-    (0.42 * identity.nose_height, nx, ny - base + 0.055, 0.065, 0.06),
-    (0.25 * identity.nose_height, jnp.abs(nx) - 0.68 * identity.nose_width, ny - base + 0.035, 0.04, 0.042),
+    # height, from the centre in x and y, radii, d(|x|)/dx: sockets, brow ridge, cheeks, chin, lips, bridge, tip, wings
+    (-0.085, a, y - identity.eye_y + 0.02, 0.13, 0.085, mirrored),
+    (0.04, a, y - identity.eye_y + identity.brow_gap * 0.95, 0.16, 0.06, mirrored),
+    (0.05 + 0.04 * found.cheek, a - 0.06, y - 0.24 + 0.05 * found.cheek, 0.15, 0.13, mirrored),
+    (0.045, x, y - identity.height * 0.86 - found.chin_drop, 0.13, 0.09, one),
+    (0.035, x, y - found.mouth_y - found.mouth_open * 0.4, 0.26, 0.13, one),
+    (0.55 * tall, nx, ny - (0.35 * root + 0.65 * base), 0.06, 0.19, one),
+    (0.42 * tall, nx, ny - base + 0.055, 0.065, 0.06, one),
+    (0.25 * tall, wing, ny - base + 0.035, 0.04, 0.042, jnp.sign(nx)),
   )
   gx, gy = jnp.zeros_like(x), jnp.zeros_like(x)
-  for height, px, py, rx, ry in parts:
+  for height, px, py, rx, ry, sign in parts:
     body = jnp.maximum(1.0 - 0.25 * ((px / rx) ** 2 + (py / ry) ** 2), 0.0) ** 2
-    sign = (
-      jnp.sign(nx) if px.shape and px is not nx and rx < 0.05 else jnp.sign(x) * (px is a) + 1.0 * (px is x or px is nx)
-    )
-    sign = jnp.sign(x) if (px is not a and px is not x and px is not nx and rx > 0.05) else sign
     gx += -1.5 * height * body * px / rx**2 * sign
     gy += -1.5 * height * body * py / ry**2
   fold = 0.3 * (0.3 + 0.7 * jnp.maximum(found.cheek, found.wrinkle))
@@ -230,7 +229,7 @@ def _skin(params: FaceParams, found: anatomy.Features, x, y, edge) -> jax.Array:
   albedo = albedo * (1.0 - jnp.clip(marks, 0.0, 0.9)[..., None] * jnp.array([0.65, 0.85, 0.95]))
   mouth = y - found.mouth_y
   grain = 0.88 + 0.08 * jnp.sin(61.0 * x + 7.0 * jnp.sin(23.0 * y)) + 0.08 * jnp.sin(53.0 * y + 5.0 * jnp.sin(29.0 * x))
-  cheeks = cover(mouth + 0.32 - 1.1 * jnp.maximum(jnp.abs(x) - 0.28, 0.0) - 0.35 * (jnp.abs(x) < 0.28), 0.12)
+  cheeks = cover(mouth + 0.32 - 1.1 * jnp.maximum(jnp.abs(x) - 0.28, 0.0) - 0.35 * cover(0.28 - jnp.abs(x), 0.1), 0.12)
   beard = identity.beard * cheeks * cover(mouth - 0.02 + 2.2 * jnp.maximum(jnp.abs(x) - 0.24, 0.0), 0.12)
   lip = identity.moustache * spot(x, mouth + 0.1 - 0.3 * x * x, 0.15, 0.035)
   hair = jnp.clip(jnp.maximum(beard, lip) * grain, 0.0, 0.92)
@@ -307,7 +306,7 @@ def _brows(albedo, params, found, x, y, edge):
   middle, half = anatomy.brow(identity, found, a)
   inward, outward = anatomy.brow_reach(identity, found)
   body = jnp.minimum(half - jnp.abs(y - middle), 0.6 * jnp.minimum(a + inward, outward - a))
-  hairs = 0.86 + 0.14 * jnp.sin(150.0 * (a + 0.5 * (y - middle)))
+  hairs = 0.92 + 0.08 * jnp.sin(170.0 * (a + 0.5 * (y - middle)))
   return mix(albedo, identity.hair_color * 0.7, identity.brow_density * hairs * cover(body, edge + 0.012))
 
 
