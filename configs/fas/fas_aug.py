@@ -38,13 +38,16 @@ def embedded() -> ConfigDict:
   config.seed = 0
 
   config.data = ConfigDict()
-  config.data.kind = 'face_world'
+  config.data.kind = 'face_world'  # or 'videos': public datasets, your own folders and lists
   config.data.records = '~/.cache/verax/records'  # where launch.prepare writes and training reads
   config.data.root = ''  # where official downloads lie; the face world needs none
-  config.data.dataset = ''  # names the dataset that root holds, when root is not a folder of datasets
+  config.data.dataset = ''  # names the dataset that root holds, where its folder's name does not
+  config.data.overwrite = False  # launch.prepare replaces records that were made with other settings
   config.data.protocol = 'leave_one_out'
   config.data.domains = ('laptop', 'phone', 'tablet', 'dslr')
+  config.data.seed = 0  # of the face world, and of which subjects are held out
   config.data.size = 64
+  config.data.videos = (2, 1, 1)  # live, print, replay videos per subject of the face world
   config.data.subjects = 24
   config.data.frames_per_video = 4
   config.data.augmented_frames_per_video = 2
@@ -70,8 +73,7 @@ def embedded() -> ConfigDict:
   config.augment.bag = 'fas'
   config.augment.domains = 3
   config.augment.sub_policies = 5
-  config.augment.refresh = 'epoch'
-  config.augment.where = 'device'
+  config.augment.refresh = 'epoch'  # or 'image': a sub-policy of its own for every image
 
   config.loss = ConfigDict()
   config.loss.sare_weight = 10.0
@@ -104,7 +106,8 @@ def embedded() -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.batch_size = 64
-  config.eval.monitor = 'val/biometrics/frame/eer'
+  config.eval.monitor = 'frame/eer'  # chooses the checkpoint, on held-out source subjects
+  config.eval.select_on_target = False  # True: on the target, as published tables do; the number is then optimistic
   config.eval.final = (('biometrics', 'val'), ('biometrics', 'test'), ('artefacts', 'test'))
 
   config.mesh = ConfigDict()
@@ -122,7 +125,7 @@ def published() -> ConfigDict:
   config.data.domains = ('msu_mfsd', 'replay_attack', 'casia_fasd', 'oulu_npu', 'rose_youtu')
   config.data.size = 256
   config.data.frames_per_video = 5
-  config.data.validation_fraction = 0.1  # held-out source subjects; the release selects on the target instead
+  config.data.validation_fraction = 0.1  # held-out source subjects; the release holds out none, selects on the target
   config.data.workers = 8
 
   config.model.variant = 'base_patch16'

@@ -10,18 +10,20 @@ over the adapters and the head (frozen backbone) or over everything (small backb
 
 from __future__ import annotations
 
+import functools
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from core.data import pipeline
 from core.data.records import PrepareReport
+from core.errors import UserError, nearest
 from core.train import optim
 from core.train import task as contract
 from fas.fas_aug import data, evaluation, losses, model, policy, prediction, reporting
@@ -35,9 +37,12 @@ class Task(contract.Task):
     self.classifier = model.Classifier(config.model)
     self.protocol = data.protocol(config)
     self.num_sources = len(self.protocol.sources)
-    self.num_augmented = config.augment.domains if config.augment.bag != 'none' else 0
+    self.bag = config.augment.bag
+    self.num_augmented = config.augment.domains if self.bag != 'none' else 0
     self.num_domains = self.num_sources + self.num_augmented
+    self.per_domain = config.train.batch_per_domain * config.train.accumulate
     self.frames = data.Frames(config, self.protocol)
+    _check(config)
 
   @classmethod
   def folds(cls, config: Any) -> list[tuple[str, Any]]:
@@ -51,6 +56,11 @@ class Task(contract.Task):
       fold.data.protocol = each.name
       runs.append((f'to_{each.target}', fold))
     return runs
+
+  @classmethod
+  def procedural(cls, config: Any) -> bool:
+    """True for the face world."""
+    return data.is_procedural(config)
 
   @classmethod
   def prepare(cls, config: Any) -> list[PrepareReport]:
@@ -68,6 +78,7 @@ class Task(contract.Task):
   def stages(self) -> Sequence[contract.Stage]:
     """The single stage of the method."""
     train, steps = self.config.train, self.steps()
+    judged_on = 'test' if self.config.eval.select_on_target else 'val'
     return [
       contract.Stage(
         name='train',
@@ -78,20 +89,19 @@ class Task(contract.Task):
         trainable=self.classifier.trainable,
         accumulate=train.accumulate,
         ema_decay=self.config.optim.ema_decay or None,
-        evaluate=(('biometrics', 'test' if self.config.eval.select_on_target else 'val'),),
-        monitor=self.config.eval.monitor,
-        monitor_mode=self.config.eval.monitor_mode,
+        evaluate=(('biometrics', judged_on),),
+        monitor=f'{judged_on}/biometrics/{self.config.eval.monitor}',
       )
     ]
 
+  @functools.cache  # noqa: B019 - a task lives as long as its run
   def steps_per_epoch(self) -> int:
     """Batches of one augmented stream (release: the other streams cycle); of the longest source without augmentation."""
-    per_domain = self.config.train.batch_per_domain * self.config.train.accumulate
     if self.num_augmented:
       frames = len(self.frames.augmented())
     else:
       frames = max(len(self.frames.source(name)) for name in self.protocol.sources)
-    return max(1, frames // per_domain)
+    return max(1, frames // self.per_domain)
 
   def steps(self) -> int:
     """Optimiser steps of the run: `config.train.steps`, or `config.train.epochs` epochs where that is 0."""
@@ -101,36 +111,40 @@ class Task(contract.Task):
   # Data: S source streams and E augmented streams, interleaved.
 
   def batches(self, context: contract.StageContext) -> grain.IterDataset:
-    """This process's part of the global batches; writes the policies of all epochs to `policies.json`."""
-    config = self.config
-    streams = [
-      pipeline.rows(self.frames.source(name), seed=config.seed + d, transform=data.Row(d))
-      for d, name in enumerate(self.protocol.sources)
-    ]
-    per_domain = config.train.batch_per_domain * config.train.accumulate
-    for e in range(self.num_augmented):
-      d = self.num_sources + e
-      rows = pipeline.rows(self.frames.augmented(), seed=config.seed + d, transform=data.Row(d))
-      if config.augment.where == 'host':
-        rows = rows.map_with_index(self.host_augmentation(e, per_domain))
-      streams.append(rows)
-    if self.num_augmented and jax.process_index() == 0:
+    """This process's part of the global batches; writes the policies of the run to `policies.json`."""
+    if self.num_augmented and self.config.augment.refresh == 'epoch' and jax.process_index() == 0:
       self.write_policies(context.workdir / 'policies.json')
+    sources = [self.frames.source(name) for name in self.protocol.sources]
+    augmented = [self.frames.augmented()] * self.num_augmented
+    # Stream d is shuffled by (seed, d): the augmented streams read the same frames in different orders.
+    streams = [
+      pipeline.rows(frames, seed=(self.config.seed, d), transform=data.Row(d))
+      for d, frames in enumerate([*sources, *augmented])
+    ]
     return pipeline.build(
       pipeline.interleave(streams),
-      batch_size=per_domain * self.num_domains,
-      workers=config.data.workers,
+      batch_size=self.per_domain * self.num_domains,
+      group=self.num_domains,
+      workers=self.config.data.workers,
     )
 
   def policies(self, epoch: jax.Array | int) -> policy.Policy:
     """The policies of an epoch, stacked over the E augmented domains; a pure function of (seed, epoch)."""
-    key = jax.random.fold_in(jax.random.key(self.config.seed), epoch)
-    keys = jax.random.split(key, self.num_augmented)
-    bag, sub_policies = self.config.augment.bag, self.config.augment.sub_policies
-    return jax.vmap(lambda k: policy.sample(k, sub_policies, bag=bag))(keys)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(self.config.seed), epoch), self.num_augmented)
+    return jax.vmap(lambda key: policy.sample(key, self.config.augment.sub_policies, bag=self.bag))(keys)
+
+  def write_policies(self, path: pathlib.Path) -> None:
+    """Writes the policies of every epoch as JSON: [epoch][augmented domain][sub-policy][operator, level]."""
+    epochs = jnp.arange(-(-self.steps() // self.steps_per_epoch()))
+    every = jax.device_get(jax.jit(jax.vmap(self.policies))(epochs))
+    described = [
+      [policy.describe(jax.tree.map(lambda leaf: leaf[n, e], every), bag=self.bag) for e in range(self.num_augmented)]  # noqa: B023
+      for n in range(len(epochs))
+    ]
+    path.write_text(json.dumps(described) + '\n')
 
   def augment(self, batch: contract.Batch, key: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Applies the epoch's policies to the augmented rows of an interleaved batch, on the device.
+    """Applies policies to the augmented rows of an interleaved batch, on the device.
 
     Args:
       batch: 'image' uint8 [B, S, S, 3], 'label' int32 [B], rows interleaved over the D domains.
@@ -138,26 +152,30 @@ class Task(contract.Task):
       step: i32 scalar, selects the epoch.
 
     Returns:
-      images f32 [B, S, S, 3] in [0, 1]; labels int32 [B], spoof where an operator made them so; flipped bool [B].
+      images f32 [B, S, S, 3] in [0, 1]; labels int32 [B], spoof where an operator made them so; f32 scalar, the share
+      of the live augmented images that became spoof (0.809 in the mean under the paper's policy).
     """
-    images = batch['image'].astype(jnp.float32) / 255.0
-    labels = batch['label']
-    if not self.num_augmented or self.config.augment.where == 'host':
-      return images, labels, batch.get('flipped', jnp.zeros(labels.shape, bool))
-    by_domain = images.reshape(-1, self.num_domains, *images.shape[1:])
-    labels_by_domain = labels.reshape(-1, self.num_domains)
-    s, per_domain = self.num_sources, by_domain.shape[0]
-    synthetic, synthetic_labels, flipped = policy.apply_batch(
-      key,
-      by_domain[:, s:].reshape(-1, *images.shape[1:]),
-      labels_by_domain[:, s:].reshape(-1),
-      self.policies(step // self.steps_per_epoch()),
-      jnp.tile(jnp.arange(self.num_augmented), per_domain),
-    )
-    by_domain = by_domain.at[:, s:].set(synthetic.reshape(per_domain, self.num_augmented, *images.shape[1:]))
-    labels_by_domain = labels_by_domain.at[:, s:].set(synthetic_labels.reshape(per_domain, -1))
-    flips = jnp.concatenate([jnp.zeros((per_domain, s), bool), flipped.reshape(per_domain, -1)], axis=1)
-    return by_domain.reshape(images.shape), labels_by_domain.reshape(-1), flips.reshape(-1)
+    images, labels = batch['image'].astype(jnp.float32) / 255.0, batch['label']
+    if not self.num_augmented:
+      return images, labels, jnp.zeros(())
+    groups, s = labels.shape[0] // self.num_domains, self.num_sources
+    images = images.reshape(groups, self.num_domains, *images.shape[1:])
+    labels = labels.reshape(groups, self.num_domains)
+    before = labels[:, s:].reshape(-1)
+    if self.config.augment.refresh == 'epoch':
+      policies = self.policies(step // self.steps_per_epoch())
+      which = jnp.tile(jnp.arange(self.num_augmented), groups)
+    else:  # a sub-policy of its own for every image: a lower variance of the label balance
+      key, own = jax.random.split(key)
+      policies = jax.vmap(lambda k: policy.sample(k, 1, bag=self.bag))(jax.random.split(own, before.shape[0]))
+      which = jnp.arange(before.shape[0])
+    flat = images[:, s:].reshape(-1, *images.shape[2:])
+    changed, after, flipped = policy.apply_batch(key, flat, before, policies, which, bag=self.bag)
+    live = before == losses.LIVE
+    flip_rate = jnp.sum(flipped & live) / jnp.maximum(jnp.sum(live), 1)
+    images = images.at[:, s:].set(changed.reshape(groups, -1, *images.shape[2:]))
+    labels = labels.at[:, s:].set(after.reshape(groups, -1))
+    return images.reshape(-1, *images.shape[2:]), labels.reshape(-1), flip_rate
 
   # The objective.
 
@@ -167,7 +185,7 @@ class Task(contract.Task):
     """L = L_CE + beta L_SARE + alpha L_con on one batch (spec section 4)."""
     config = self.config.loss
     augment_key, dropout_key = jax.random.split(rng)
-    images, labels, flipped = self.augment(batch, augment_key, step)
+    images, labels, flip_rate = self.augment(batch, augment_key, step)
     outputs, updates = self.classifier.apply(variables, images, train=True, rng=dropout_key)
     weights = losses.class_weights(labels) if config.class_balance else None
     each = losses.cross_entropy(outputs['logits'], labels)
@@ -185,7 +203,7 @@ class Task(contract.Task):
       'risk': risks,
       'spoof_count': counts,
       'accuracy': jnp.mean(jnp.argmax(outputs['logits'], -1) == labels),
-      'flip_rate': jnp.mean(flipped, dtype=jnp.float32),
+      'flip_rate': flip_rate,
     }
     return total, contract.LossOutput(metrics, weight=labels.shape[0], updates=updates)
 
@@ -203,3 +221,18 @@ class Task(contract.Task):
   def report(self, evaluations: Mapping[str, contract.Evaluation], variables: contract.Variables) -> Sequence[Any]:
     """ROC and DET, score histograms, errors per attack and artefact, a sheet of augmented faces, the worst errors."""
     return reporting.sections(self, evaluations)
+
+
+def _check(config: Any) -> None:
+  """Finds words that mean nothing before the first step."""
+  choices = {
+    'augment.bag': (config.augment.bag, ('none', *policy.BAGS)),
+    'augment.refresh': (config.augment.refresh, ('epoch', 'image')),
+    'loss.sare_samples': (config.loss.sare_samples, losses.SAMPLES),
+    'loss.sare_missing': (config.loss.sare_missing, losses.MISSING),
+  }
+  for key, (value, known) in choices.items():
+    if value not in known:
+      raise UserError(f"config.{key} is '{value}', expected one of {known}.{nearest(value, known)}")
+  if not config.train.steps and not config.train.epochs:
+    raise UserError('config.train.steps and config.train.epochs are both 0: one of them must say how long to train.')
