@@ -1,8 +1,8 @@
 """Which frames a run trains on and is judged on, and where its records come from.
 
-Records hold one domain (a public dataset, or one capture set-up of the face world) each. A protocol names source domains
-and a target. Within the sources, a share of the SUBJECTS is held out for validation, so that neither the checkpoint nor
-the threshold is chosen on the target (our choice; the release selects on the target).
+A dataset of records holds one domain: a public dataset, or one capture set-up of the face world. A protocol names
+source domains and a target. Within the sources, a share of the SUBJECTS is held out for validation, so that neither the
+checkpoint nor the threshold is chosen on the target (our choice; the release selects on the target).
 """
 
 from __future__ import annotations

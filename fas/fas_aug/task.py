@@ -1,7 +1,7 @@
 """How FAS-Aug + SARE trains and how it is judged.
 
-One step draws b frames from each of S source domains and E augmented domains (streams over the union of the sources), in
-rows interleaved domain after domain; applies the epoch's policy to the augmented rows; and minimises
+One step draws b frames from each of S source domains and of E augmented domains (streams over the union of the
+sources), in rows interleaved domain after domain; applies the epoch's policies to the augmented rows; and minimises
 
   L = L_CE + beta * L_SARE + alpha * L_con        (spec section 4)
 
@@ -96,7 +96,7 @@ class Task(contract.Task):
 
   @functools.cache  # noqa: B019 - a task lives as long as its run
   def steps_per_epoch(self) -> int:
-    """Batches of one augmented stream (release: the other streams cycle); of the longest source without augmentation."""
+    """Batches of one augmented stream (release: the others cycle); of the longest source where there is none."""
     if self.num_augmented:
       frames = len(self.frames.augmented())
     else:

@@ -24,7 +24,7 @@ def locate(root: str | pathlib.Path, datasets: Sequence[str], dataset: str = '')
   """Finds the folder (or CSV list) of each dataset.
 
   Args:
-    root: a folder with one entry per dataset, named like it ('OULU-NPU', 'oulu_npu', 'phones.csv'), or a single dataset.
+    root: a folder with one entry per dataset, named like it ('OULU-NPU', 'phones.csv'), or a single dataset.
     datasets: the names that an experiment knows.
     dataset: says that `root` itself is this dataset, any name will do; '' finds out by the folders' names.
 

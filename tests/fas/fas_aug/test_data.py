@@ -1,4 +1,4 @@
-"""Which frames FAS-Aug trains and is judged on: protocols, held-out subjects, records made on the spot or from folders."""
+"""Which frames FAS-Aug trains and is judged on: protocols, held-out subjects, records rendered or cropped."""
 
 import numpy as np
 import pytest
