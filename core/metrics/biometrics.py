@@ -74,10 +74,10 @@ def auc(scores: Any, labels: Any) -> float:
 
 
 def far_frr(scores: Any, labels: Any, threshold: float) -> tuple[float, float]:
-  """(FAR, FRR) at a threshold; a rate whose class is missing is NaN."""
+  """(FAR, FRR) at a threshold; a rate whose class is missing is NaN, and both are at a NaN threshold."""
   scores, labels = _checked(scores, labels)
-  accepted = scores >= threshold
-  return _mean(accepted[~labels]), _mean(~accepted[labels])
+  accepted = _accepted(scores, threshold)
+  return _mean(accepted[~labels]), _mean(1 - accepted[labels])
 
 
 def hter(scores: Any, labels: Any, threshold: float) -> float:
@@ -154,15 +154,16 @@ def apcer_bpcer_acer(scores: Any, labels: Any, attack_types: Any, threshold: flo
     threshold: accepted as live at or above it.
 
   Returns:
-    'apcer': of the worst attack type; 'bpcer'; 'acer'; 'apcer_by_type': {type: rate}. NaN where a class is missing.
+    'apcer': of the worst attack type; 'bpcer'; 'acer'; 'apcer_by_type': {type: rate}. NaN where a class is missing, or
+    the threshold is NaN.
   """
   scores, labels = _checked(scores, labels)
   kinds = np.asarray(attack_types)
   if kinds.shape != scores.shape:
     raise UserError(f'attack_types has the shape {kinds.shape}, expected one per score: {scores.shape}.')
-  accepted = scores >= threshold
+  accepted = _accepted(scores, threshold)
   by_type = {kind: _mean(accepted[~labels & (kinds == kind)]) for kind in np.unique(kinds[~labels]).tolist()}
-  apcer, bpcer = max(by_type.values(), default=NAN), _mean(~accepted[labels])
+  apcer, bpcer = max(by_type.values(), default=NAN), _mean(1 - accepted[labels])
   return {'apcer': apcer, 'bpcer': bpcer, 'acer': (apcer + bpcer) / 2, 'apcer_by_type': by_type}
 
 
@@ -312,6 +313,11 @@ def _checked(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
       f' {int(np.flatnonzero(~np.isfinite(scores))[0])}); a diverged model gives such scores.'
     )
   return scores, labels.astype(bool)
+
+
+def _accepted(scores: np.ndarray, threshold: float) -> np.ndarray:
+  """f64 [n]: 1 where accepted as live; NaN everywhere for a NaN threshold (an undefined one must not look strict)."""
+  return np.full(scores.shape, NAN) if np.isnan(threshold) else (scores >= threshold).astype(np.float64)
 
 
 def _between(thresholds: np.ndarray, index: int) -> float:

@@ -113,6 +113,8 @@ def test_one_class_gives_nan_for_what_is_undefined(label):
   assert np.isnan(iso['acer']) and np.isnan(iso['apcer']) == bool(label)
   summary = biometrics.summary(scores, labels)
   assert summary['live'] == 3 * label and np.isnan(summary['auc'])
+  # There is no equal-error threshold to take these at; an undefined one must not look like one that rejects everything.
+  assert np.isnan([summary['apcer'], summary['bpcer'], summary['acer']]).all()
 
 
 def test_the_four_readings_of_hter():
