@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from core.data import face, face_frames, records, video
-from core.data.antispoofing import readers, sources
+from core.data.antispoofing import detection, readers, sources
 from core.data.antispoofing.items import Problem, VideoItem
 from core.errors import UserError
 
@@ -35,13 +35,13 @@ class Settings:
     frames_per_video: frames at `linspace(0, n - 1, frames_per_video)` (spec section 4: 5).
     size: side of the crops in pixels.
     margin: see `core.data.face.transform`.
-    search: where a chosen frame shows no face, the nearest of this many frames before and after it that does is taken.
+    search: see `detection.SEARCH`.
   """
 
   frames_per_video: int = 5
   size: int = 256
   margin: float = 0.0
-  search: int = 15
+  search: int = detection.SEARCH
 
 
 def prepare(
@@ -54,7 +54,7 @@ def prepare(
   detector: str | face.Detector = 'haar',
   *,
   kind: str = 'auto',
-  search: int = 15,
+  search: int = detection.SEARCH,
   workers: int = 0,
   version: str = '1.0.0',
   overwrite: bool = False,
@@ -169,82 +169,17 @@ def crop_item(item: VideoItem, settings: Settings, detector: face.Detector) -> t
     ready = {'detector': 'none', 'ready_crop': True}
     crops = [(number, face.square(picture, settings.size), ready) for number, picture in pictures]
   else:
-    crops = _crops(item, source, pictures, settings, detector, note)
+    found = detection.find(
+      source, pictures, detector, note,
+      search=settings.search, maybe_upside_down=item.extra.get('maybe_upside_down', False),
+    )  # fmt: skip
+    size, margin = settings.size, settings.margin
+    crops = [(each.number, each.crop(size, margin), each.describe(detector, margin)) for each in found]
   if not crops:
     note('no usable frame', f'{len(pictures)} of {len(chosen)} chosen frames readable, none gave a crop')
   elif len(source.numbers) < settings.frames_per_video and (source.cropped or source.total > 1):
     note('short', f'{len(source.numbers)} frames, {settings.frames_per_video} wanted')
   return [_example(item, source.total, *crop) for crop in crops], problems
-
-
-def _crops(
-  item: VideoItem,
-  source: sources.Source,
-  pictures: list[tuple[int, np.ndarray]],
-  settings: Settings,
-  detector: face.Detector,
-  note: Callable[[str, str], None],
-) -> list[tuple[int, np.ndarray, dict[str, Any]]]:
-  """(frame number, crop, info) of the pictures, or of their nearest neighbours that show a face."""
-  turns = _turns(item, [picture for _, picture in pictures], detector)
-  if turns:
-    note('turned', f'upright only after {90 * turns} degrees counter-clockwise; turned')
-  taken, crops = {number for number, _ in pictures}, []
-  for wanted, picture in pictures:
-    number, upright = wanted, np.ascontiguousarray(np.rot90(picture, turns))
-    faces = detector.detect(upright)
-    if not faces:
-      number, upright, faces = _neighbour(source, wanted, taken, turns, settings.search, detector)
-      if not faces:
-        note('no face', f'frame {wanted} and {settings.search} frames around it')
-        continue
-      note('neighbour used', f'no face in frame {wanted}, frame {number} taken')
-      taken.add(number)
-    about = face.describe(detector, faces[0], settings.margin)
-    about |= {'wanted_frame': wanted, 'turned': 90 * turns, 'faces': len(faces)}
-    crops.append((number, face.crop(upright, faces[0], settings.size, settings.margin), about))
-  return sorted(crops, key=lambda crop: crop[0])
-
-
-def _turns(item: VideoItem, pictures: list[np.ndarray], detector: face.Detector) -> int:
-  """Quarter turns counter-clockwise that set a video upright.
-
-  Some videos were recorded turned without a tag that says so (six of MSU-MFSD upside down). A video known for it is
-  turned where the faces are stronger that way, since its copy may carry a tag or may have been put right. Any other is
-  turned only where most of its pictures then show a face, more than three times as strong as they do now: a cascade
-  also finds weak faces in turned pictures (upside down in 11 of our 15 sample photos, the upright one 1.9 to 611 times
-  stronger). By this rule none of the 15 would be turned, and 13 of them upside down would be set upright.
-  """
-  if len(pictures) < 2:
-    return 0  # photos have their EXIF tag
-  pictures = [pictures[i] for i in video.linspace_indices(len(pictures), 3)]
-
-  def evidence(turns: int) -> tuple[float, int]:
-    """Sum of area times score; number of pictures with a face."""
-    best = [faces[0] for p in pictures if (faces := detector.detect(np.ascontiguousarray(np.rot90(p, turns))))]
-    return sum(each.area * each.score for each in best), len(best)
-
-  known = item.extra.get('maybe_upside_down', False)
-  found = {turns: evidence(turns) for turns in ((0, 2) if known else (0, 2, 1, 3))}
-  best = max(found, key=lambda turns: found[turns][0])
-  if not known and (found[best][0] <= 3 * found[0][0] or 2 * found[best][1] < len(pictures)):
-    return 0
-  return best
-
-
-def _neighbour(
-  source: sources.Source, wanted: int, taken: set[int], turns: int, search: int, detector: face.Detector
-) -> tuple[int, np.ndarray | None, list[face.Face]]:
-  """The nearest frame with a face that is not used yet; earlier wins a tie. No faces where there is none."""
-  near = [n for n in source.numbers if abs(n - wanted) <= search and n not in taken]
-  if near:
-    # Damage was reported when the chosen frames were read.
-    for number, picture in sorted(source.read(near, []), key=lambda pair: (abs(pair[0] - wanted), pair[0])):
-      upright = np.ascontiguousarray(np.rot90(picture, turns))
-      faces = detector.detect(upright)
-      if faces:
-        return number, upright, faces
-  return wanted, None, []
 
 
 def _example(item: VideoItem, total: int, number: int, crop: np.ndarray, about: dict[str, Any]):
