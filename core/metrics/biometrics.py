@@ -10,8 +10,8 @@ is 1 for live and 0 for spoof, and a sample is accepted as live when `score >= t
 "HTER" without a threshold means four different things in the literature; `hter_readings` gives them all, by name.
 
 Undefined rates are NaN and never an exception: a domain with one class only is an everyday thing in leave-one-out
-work, and one such domain must not end an evaluation. What the caller got wrong (shapes, labels other than 0 and 1, scores
-that are not numbers) is a `UserError`.
+work, and one such domain must not end an evaluation. What the caller got wrong (shapes, labels other than 0 and 1,
+scores that are not numbers) is a `UserError`.
 """
 
 from __future__ import annotations
@@ -250,8 +250,8 @@ def video_level(scores: Any, labels: Any, video_ids: Any) -> Videos:
   mixed = ids[np.bincount(inverse, labels != labels[first][inverse]) > 0]
   if len(mixed):
     raise UserError(
-      f'Frames of video {mixed[0]!s} are labelled both live and spoof ({len(mixed)} such videos): make video ids unique,'
-      " for example 'domain/video'."
+      f'Frames of video {mixed[0]!s} are labelled both live and spoof ({len(mixed)} such videos): make video ids'
+      " unique, for example 'domain/video'."
     )
   means = np.bincount(inverse, scores) / frames
   return Videos(means, labels[first].astype(np.int64), ids, first, frames)
