@@ -6,8 +6,8 @@ and calls the evaluators. A procedure that is not gradient training on a data st
 a photo, the building of a clue bank) is a stage too: it gives `run` instead of `loss`.
 
 The contract was tried against four kinds of system before it was fixed:
-  images       several domains in one batch: rows are interleaved, domain after domain (`core.data.pipeline.interleave`),
-               so that every shard and every micro-batch holds all of them; batch statistics travel in `LossOutput.updates`;
+  images       several domains in one batch: rows are interleaved, domain after domain (`pipeline.interleave`),
+               so that every shard and every micro-batch holds all; batch statistics travel in `LossOutput.updates`;
   sequences    several stages with other trainable leaves; unequal numbers of valid targets in micro-batches (`weight`);
   language     a frozen base model in bf16 with trainable low-rank leaves; data of a stage that depend on the weights of
                the stage before (`Stage.data` is given the variables);
@@ -55,7 +55,9 @@ class LossOutput:
 
 
 LossFn = Callable[[Variables, Batch, jax.Array, jax.Array], tuple[jax.Array, LossOutput]]
-"""(variables, batch, rng, step i32 scalar) -> (loss f32 scalar, LossOutput). Pure; differs from step to step only by its arguments."""
+"""(variables, batch, rng, step i32 scalar) -> (loss f32 scalar, LossOutput).
+
+Pure; only its arguments differ from step to step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +97,10 @@ class Stage:
     optimizer: `core.train.optim.Optimizer` (an optax transformation with its learning-rate schedule, for the log).
     trainable: predicate on '/'-joined parameter paths; the other parameters are frozen and have no optimiser state.
     accumulate: micro-batches per step, computed one after the other inside the jitted step.
-    ema_decay: decay of an exponential moving average of the trainable parameters, evaluated in their place; None for none.
-    sharding: ((regex on the path, PartitionSpec), ...): first match wins; unmatched leaves follow the fsdp default rule.
+    ema_decay: decay of an exponential moving average of the trainable parameters, evaluated in their place, or None.
+    sharding: ((regex on the path, PartitionSpec), ...): first match wins; other leaves follow the fsdp default rule.
     evaluate: ((evaluator name, split), ...) run every `eval_every` steps and at the end of the stage.
-    monitor: name of the scalar, '<split>/<evaluator>/<name>', that chooses the best checkpoint; None keeps only the last.
+    monitor: name of the scalar, '<split>/<evaluator>/<name>', that chooses the best checkpoint; None: only the last.
     monitor_mode: 'min' or 'max'.
     run: `(StageContext) -> Variables`, the procedure of a stage that is not gradient training.
   """
@@ -164,6 +166,9 @@ class Predictor(abc.ABC):
 class Task(abc.ABC):
   """A system, as the loop and the launchers see it. Built from a config; holds no weights and no hidden state."""
 
+  headline: tuple[str, ...] = ()
+  """Scalars '<split>/<evaluator>/<name>' of `config.eval.final` that tables over several folds show; () shows all."""
+
   def __init__(self, config: Any):
     self.config = config
 
@@ -171,6 +176,12 @@ class Task(abc.ABC):
   def folds(cls, config: Any) -> list[tuple[str, Any]]:
     """The runs that one experiment consists of (leave-one-out targets, cross-validation folds): (name, config) each."""
     return [('', config)]
+
+  @classmethod
+  def procedural(cls, config: Any) -> bool:
+    """Whether the data are made on the spot: `launch.train` then calls `prepare` first, which keeps what is there."""
+    del config
+    return False
 
   @classmethod
   def prepare(cls, config: Any) -> list[Any]:
@@ -196,6 +207,10 @@ class Task(abc.ABC):
   def predictor(self, variables: Variables, metadata: Mapping[str, Any]) -> Predictor:
     """What a user runs on their own files, from a checkpoint's variables and metadata."""
     raise UserError(f'{type(self).__module__} does not predict on files.')
+
+  def entries(self) -> Mapping[str, Sequence[str]]:
+    """Names of the entries of vector metrics, for the report's curves: {'risk': ('phone', 'tablet')}; may be left out."""
+    return {}
 
   def report(self, evaluations: Mapping[str, Evaluation], variables: Variables) -> Sequence[Any]:
     """Sections (`core.train.report.Section`) that the run's report.html shows beside the curves.

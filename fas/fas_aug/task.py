@@ -19,8 +19,8 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from core.config import derive
 from core.data import pipeline
 from core.data.records import PrepareReport
 from core.errors import UserError, nearest
@@ -52,9 +52,7 @@ class Task(contract.Task):
       return [('', config)]
     runs = []
     for each in found:
-      fold = ConfigDict(config.to_dict())
-      fold.data.protocol = each.name
-      runs.append((f'to_{each.target}', fold))
+      runs.append((f'to_{each.target}', derive(config, {'data.protocol': each.name})))
     return runs
 
   @classmethod
