@@ -11,19 +11,13 @@ weights have not seen. Everything else that a step depends on is the seed and th
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import json
 import pathlib
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from core.errors import UserError, nearest
 from core.train import checkpoint as checkpoint_lib
@@ -31,13 +25,8 @@ from core.train import mesh as mesh_lib
 from core.train import state as state_lib
 from core.train import step as step_lib
 from core.train import task as task_lib
-
-
-class Preempted(Exception):
-  """The run was asked to stop (SIGTERM), has saved, and goes on where it was when started again."""
-
-  EXIT_CODE = 75
-  """EX_TEMPFAIL: what a scheduler is to read as 'start me again'."""
+from core.train.journal import Clock, Journal
+from core.train.preemption import Preempted, Preemption
 
 
 class Logger(Protocol):
@@ -119,7 +108,7 @@ def train(
   """
   run = _Run(task, pathlib.Path(workdir).resolve(), logger, hooks)
   try:
-    with _Preemption() as run.preemption:
+    with Preemption() as run.preemption:
       position = run.restore(resume)
       if position is None:
         first, variables = 0, run.initial_variables()
@@ -166,12 +155,12 @@ class _Run:
     self.total = sum(lengths)
     workdir.mkdir(parents=True, exist_ok=True)
     self.checkpoints = checkpoint_lib.Checkpoints(workdir, self.config.train.keep)
-    self.journal = _Journal(workdir / 'history.jsonl')
+    self.journal = Journal(workdir / 'history.jsonl')
     self.evaluations: dict[str, task_lib.Evaluation] = {}
     self.metadata: dict[str, Any] = {}
     self.metrics: dict[str, float] = {}
     self.best: dict[str, Any] | None = None
-    self.preemption: _Preemption
+    self.preemption: Preemption
 
   def restore(self, resume: bool) -> _Position | None:
     """The newest checkpoint that can be read, or None for a fresh start."""
@@ -236,7 +225,7 @@ class _Run:
     if here:
       iterator.set_state(here.iterator)
     train_step = step_lib.make_train_step(stage, self.mesh, state, seed=self.config.seed, first_step=offset)
-    clock = _Clock()
+    clock = Clock()
     while done < stage.steps:
       local = self._draw(iterator, stage, done)
       with jax.transfer_guard('disallow'):
@@ -385,7 +374,6 @@ class _Run:
     }
 
   def _save(self, index, done, state, iterator, pending, evaluation_due=False) -> None:
-    self.journal.flush()
     meta = {**self._meta(index, done), 'pending': checkpoint_lib.plain(pending), 'evaluation_due': evaluation_due}
     self.checkpoints.save_last(meta['step'], state, iterator, meta)
 
@@ -404,85 +392,6 @@ class _Run:
 
 
 _ANY = task_lib.Stage('init', run=lambda context: context.variables)
-
-
-class _Journal:
-  """The run's history: rows in memory and, on process 0, one JSON line each, cut back to the restored step."""
-
-  def __init__(self, path: pathlib.Path):
-    self.path, self.rows, self._unwritten = path, [], []
-
-  def resume(self, step: int) -> None:
-    """Keeps what was written up to `step`; a line that a killed process left half-written is dropped."""
-    for line in self.path.read_text().splitlines() if self.path.exists() else []:
-      with contextlib.suppress(json.JSONDecodeError):
-        row = json.loads(line)
-        if row['step'] <= step:
-          self.rows.append(row)
-    if jax.process_index() == 0:
-      whole = self.path.with_suffix('.tmp')
-      whole.write_text(''.join(json.dumps(row) + '\n' for row in self.rows))
-      whole.replace(self.path)
-
-  def write(self, row: dict[str, Any]) -> None:
-    """Adds a row."""
-    self.rows.append(row)
-    self._unwritten.append(row)
-    self.flush()
-
-  def flush(self) -> None:
-    """Puts the rows on disk."""
-    if self._unwritten and jax.process_index() == 0:
-      with self.path.open('a') as file:
-        file.write(''.join(json.dumps(row) + '\n' for row in self._unwritten))
-    self._unwritten = []
-
-
-class _Clock:
-  """Examples per second since the last reading, without evaluations and saves."""
-
-  def __init__(self):
-    self.rows, self._start = 0, time.monotonic()
-
-  def rate(self) -> float:
-    """Reads and restarts."""
-    now = time.monotonic()
-    rate = self.rows / max(now - self._start, 1e-9)
-    self.rows, self._start = 0, now
-    return rate
-
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Time inside does not count."""
-    begun = time.monotonic()
-    yield
-    self._start += time.monotonic() - begun
-
-
-class _Preemption:
-  """Notices SIGTERM. With several processes, the runtime's own notice makes all of them stop at the same step."""
-
-  def __init__(self):
-    self._noticed = False
-
-  def __enter__(self) -> _Preemption:
-    self._own = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-    if self._own:
-      self._former = signal.signal(signal.SIGTERM, self._notice)
-    return self
-
-  def __exit__(self, *error: Any) -> None:
-    if self._own:
-      signal.signal(signal.SIGTERM, self._former)
-
-  def _notice(self, *_: Any) -> None:
-    self._noticed = True
-
-  def reached(self, step: int) -> bool:
-    """True once the run is to save and stop; with several processes, called at every step of all of them."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._noticed
 
 
 def _check(stages: Sequence[task_lib.Stage], evaluators: Mapping[str, Any]) -> None:
