@@ -10,7 +10,10 @@ which stays valid when a run resumes with other workers or on another number of 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -180,7 +183,8 @@ class Batches(grain.IterDataset):
     if self.workers:
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads absl flags when it starts workers; notebooks and tests parse none
-      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=self.buffer))
+      options = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=self.buffer)
+      dataset = dataset.mp_prefetch(options, _end_with_parent)
     return iter(dataset)
 
 
@@ -225,6 +229,18 @@ class BatchIterator(grain.DatasetIterator):
     if self._inner is not None:
       self._inner.close()
       self._inner = None
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+  """Ends a worker when the process that it works for is killed; by itself it would wait for ever, memory and all."""
+  del worker, workers
+  parent = multiprocessing.parent_process()
+
+  def watch() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 class _Identified:

@@ -1,7 +1,11 @@
 """The pipeline promises: batch k depends on the seed and k alone, not on workers, processes, or where a run resumed."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import hypothesis
 import numpy as np
@@ -181,6 +185,40 @@ def test_batches_that_do_not_divide_are_refused():
     pipeline.rows([], seed=0)
   with pytest.raises(UserError, match='No records'):
     pipeline.eval_batches([], 3)
+
+
+KILLED = """
+import multiprocessing, time
+from record_worlds import add_noise
+from core.data import pipeline
+rows = pipeline.rows([{'x': i} for i in range(9)], seed=0, random_transform=add_noise)
+batches = iter(pipeline.build(rows, batch_size=3, workers=2, process_index=0, process_count=1))
+next(batches)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_killed_parent():
+  environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+  parent = subprocess.Popen([sys.executable, '-c', KILLED], stdout=subprocess.PIPE, env=environment, text=True)
+  workers = parent.stdout.readline().split()
+  assert len(workers) == 2 and all(os.path.exists(f'/proc/{pid}') for pid in workers)
+  parent.send_signal(signal.SIGKILL)
+  parent.wait()
+  end = time.monotonic() + 20
+  while time.monotonic() < end and any(_alive(pid) for pid in workers):
+    time.sleep(0.1)
+  assert not [pid for pid in workers if _alive(pid)]
+
+
+def _alive(pid):
+  """Whether a process runs; one that ended and that nobody waits for does not."""
+  try:
+    with open(f'/proc/{pid}/stat') as file:
+      return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
 
 
 @pytest.mark.parametrize('workers', [0, 1])
