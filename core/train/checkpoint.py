@@ -148,9 +148,19 @@ class Checkpoints:
     self._set_aside('last', step)
 
   def wait(self) -> None:
-    """Returns when no save is under way; raises what a background save raised."""
-    self._last.wait_until_finished()
-    self._best.wait_until_finished()
+    """Returns when no save is under way.
+
+    Raises:
+      UserError: a save in the background failed (a full disk, a lost file system).
+    """
+    try:
+      self._last.wait_until_finished()
+      self._best.wait_until_finished()
+    except Exception as error:
+      raise UserError(
+        f'A checkpoint could not be written to {self.root} ({_first_line(error)}). Make room there and run the same'
+        ' command again: it goes on from the last complete checkpoint.'
+      ) from error
 
   def close(self) -> None:
     """Finishes the saves and the threads."""
@@ -348,7 +358,10 @@ def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
 def _read_arrays(folder: pathlib.Path) -> dict[str, Any]:
   """A stored tree as numpy arrays, whatever devices it was saved from."""
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    tree = reader.metadata(folder).item_metadata.tree
+    stored = reader.metadata(folder).item_metadata
+    if stored is None:
+      raise ValueError('the list of its arrays cannot be read')
+    tree = stored.tree
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
 
@@ -361,7 +374,8 @@ def _check_format(meta: Mapping[str, Any], folder: pathlib.Path) -> None:
 
 
 def _first_line(error: BaseException | None) -> str:
-  text = str(error).strip().splitlines()[0][:200] if error is not None and str(error).strip() else 'no message'
+  text = str(error).strip().splitlines()[0] if error is not None and str(error).strip() else 'no message'
+  text = text if len(text) <= 300 else f'{text[:100]} ... {text[-200:]}'  # the system's own word comes last
   return f'{type(error).__name__}: {text}' if error is not None else 'another process failed to read it'
 
 

@@ -32,27 +32,32 @@ def batches(workdir):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """An untouched run, and one with five lives: (folder, folder, [(exit code, output) of every life])."""
+  """An untouched run, and one with six lives: (folder, folder, [(exit code, output) of every life])."""
   quiet, troubled = tmp_path_factory.mktemp('quiet'), tmp_path_factory.mktemp('troubled')
-  monitor = ['--override', json.dumps({'monitor': 'train/rmse/value'})]
-  code, output = launch(quiet, *monitor)
+
+  def options(**changes):
+    return ['--override', json.dumps({'monitor': 'train/rmse/value', 'width': 1024, **changes})]
+
+  code, output = launch(quiet, *options())
   assert code == 0, output
-  moments = [
-    ['--kill_step', 1],  # before there is any checkpoint
-    ['--kill_micro', 10],  # step 5, between its two micro-batches: in the middle of epoch 1 of 5-batch epochs
-    ['--kill_save', 8],  # while the checkpoint of step 8 is being written
-    ['--term_step', 9],  # preemption, at a step that has no checkpoint of its own
-    [],
+  lives = [
+    [*options(), '--kill_step', 1],  # before there is any checkpoint
+    [*options(), '--kill_micro', 14],  # between the micro-batches of step 7, the second of an epoch of 5 batches
+    [*options(), '--kill_save', 8],  # while the checkpoint of step 8 is being written
+    [*options(), '--full_step', 7],  # the disk is full when step 8 is to be saved
+    [*options(workers=1), '--term_step', 9],  # preemption, at a step that has no checkpoint of its own
+    options(),
   ]
-  return quiet, troubled, [launch(troubled, *monitor, *moment) for moment in moments]
+  return quiet, troubled, [launch(troubled, *life) for life in lives]
 
 
 def test_every_life_ends_as_it_should(runs):
   lives = runs[2]
-  assert [code for code, _ in lives] == [SIGKILLED, SIGKILLED, SIGKILLED, 75, 0], lives
-  assert 'Resuming' not in lives[1][1]
-  assert 'Ignoring the unfinished checkpoint' in lives[3][1]
-  assert 'Resuming from step 6' in lives[3][1] and 'Resuming from step 9' in lives[4][1]
+  assert [code for code, _ in lives] == [SIGKILLED, SIGKILLED, SIGKILLED, 2, 75, 0], lives
+  assert 'Resuming' not in lives[1][1] and 'Resuming' in lives[2][1]
+  assert 'Ignoring the unfinished checkpoint' in lives[3][1] and 'Resuming from step 6' in lives[3][1]
+  assert 'A checkpoint could not be written' in lives[3][1]
+  assert 'Resuming from step 6' in lives[4][1] and 'Resuming from step 9' in lives[5][1]
 
 
 def test_weights_optimizer_and_average_are_bit_equal(runs):

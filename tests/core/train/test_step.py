@@ -100,9 +100,8 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_recorded(accumulate):
   assert int(current.bad_step) == 1 and int(current.step) == 3
 
 
-def test_micro_batches_are_contiguous_and_strings_stay_on_the_host():
-  batch = mesh_lib.put_batch({'id': np.arange(6, dtype=np.int64), 'name': np.asarray(list('abcdef'))}, MESH)
-  assert list(batch) == ['id'] and batch['id'].dtype == jnp.int32
+def test_micro_batches_are_contiguous():
+  batch = mesh_lib.put_batch({'id': np.arange(6)}, MESH)
   np.testing.assert_array_equal(step.micro_batches(batch, 2, MESH)['id'], [[0, 1, 2], [3, 4, 5]])
   with pytest.raises(UserError, match='6 rows, expected a multiple of 4 micro-batches'):
     step.micro_batches(batch, 4, MESH)
@@ -113,6 +112,7 @@ def test_a_predicate_that_names_nothing_is_an_error():
     state.create(_variables(), _stage(trainable=lambda path: False), MESH)
 
 
-def test_a_mesh_that_does_not_fit_is_an_error():
-  with pytest.raises(UserError, match='found 1'):
-    mesh_lib.make(fsdp=2)
+def test_the_step_takes_the_buffers_of_the_state_it_is_given():
+  before = state.create(_variables(), _stage(), MESH)
+  step.make_train_step(_stage(), MESH, before, seed=0)(before, mesh_lib.put_batch(_batch(), MESH))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))

@@ -10,18 +10,20 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import signal
 import sys
 import threading
 import time
 
 import flax.core
-import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from core.data import pipeline
+from core.errors import UserError
 from core.train import loop, mesh, optim
 from core.train.task import Evaluation, LossOutput, Stage, Task
 
@@ -37,6 +39,8 @@ def config(**train) -> ml_collections.ConfigDict:
     'batch': BATCH,
     'ema_decay': 0.9,
     'poison': -1,
+    'poison_value': float('nan'),
+    'workers': 0,
     'second_stage': False,
     'monitor': '',
     'width': 4,
@@ -50,14 +54,14 @@ def config(**train) -> ml_collections.ConfigDict:
 
 
 class Rows:
-  """40 fixed examples of a noisy linear map; `poison` makes one of them NaN."""
+  """40 fixed examples of a noisy linear map; `poison` spoils one of them."""
 
-  def __init__(self, poison: int = -1):
+  def __init__(self, poison: int = -1, value: float = float('nan')):
     rng = np.random.default_rng(0)
     self.x = rng.normal(size=(ROWS, FEATURES)).astype(np.float32)
     self.y = (self.x @ np.arange(FEATURES, dtype=np.float32) + 0.1 * rng.normal(size=ROWS)).astype(np.float32)
     if poison >= 0:
-      self.x[poison] = np.nan
+      self.y[poison] = value
 
   def __len__(self) -> int:
     return ROWS
@@ -95,10 +99,9 @@ class TinyTask(Task):
     )
 
   def data(self, context):
-    rows = grain.MapDataset.source(Rows(self.config.poison)).shuffle(seed=context.seed).repeat()
-    part = self.config.batch // jax.process_count()
-    own = rows.batch(self.config.batch, drop_remainder=True).map(lambda batch: _part(batch, part))
-    return own.to_iter_dataset()
+    rows = Rows(self.config.poison, self.config.poison_value)
+    stream = pipeline.rows(rows, seed=context.seed, random_transform=jitter)
+    return pipeline.build(stream, batch_size=self.config.batch, workers=self.config.workers)
 
   def stages(self):
     settings = self.config
@@ -135,15 +138,19 @@ class TinyTask(Task):
     return {'rmse': rmse}
 
 
-def _part(batch, size):
-  start = jax.process_index() * size
-  return {name: value[start : start + size] for name, value in batch.items()}
+def jitter(row, rng):
+  """An augmentation: a resumed run must draw the same numbers."""
+  return {**row, 'y': np.float32(row['y'] + 0.01 * rng.normal())}
+
+
+def by_path(tree) -> dict[str, jax.Array]:
+  """Every array of a tree under its path."""
+  return {mesh.key_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def collect(state) -> dict[str, np.ndarray]:
-  """Every array of a state under its path."""
-  leaves = jax.tree_util.tree_flatten_with_path(mesh.host_arrays(state))[0]
-  return {mesh.key_path(path): leaf for path, leaf in leaves}
+  """The same as whole numpy arrays."""
+  return by_path(mesh.host_arrays(state))
 
 
 def main() -> None:
@@ -153,7 +160,10 @@ def main() -> None:
   parser.add_argument('--kill_step', type=int, default=0, help='SIGKILL when this step is done')
   parser.add_argument('--kill_micro', type=int, default=0, help='SIGKILL inside this micro-batch')
   parser.add_argument('--kill_save', type=int, default=0, help='SIGKILL while this step is being written')
+  parser.add_argument('--full_step', type=int, default=0, help='when this step is done, no file may grow past 8 kB')
   parser.add_argument('--term_step', type=int, default=0, help='SIGTERM when this step is done')
+  parser.add_argument('--term_process', type=int, default=0, help='which process gets it')
+  parser.add_argument('--slow', type=float, default=0.0, help='seconds that every step takes longer')
   parser.add_argument('--override', default='{}', help='JSON over the config')
   parser.add_argument('--processes', type=int, default=1)
   parser.add_argument('--process', type=int, default=0)
@@ -175,17 +185,20 @@ def main() -> None:
   def hook(step, state, batch):
     with (args.workdir / f'batches_{jax.process_index()}.txt').open('a') as file:
       file.write(f'{step} {batch["id"].tolist()}\n')
-    shards.update({path: leaf.sharding.shard_shape(leaf.shape) for path, leaf in {**state.frozen}.items()})
+    shards.update({path: leaf.sharding.shard_shape(leaf.shape) for path, leaf in by_path(state).items()})
     states.clear()
     states.update(collect(state) if jax.process_count() == 1 else {})
-    if step == args.term_step:
+    if step == args.term_step and jax.process_index() == args.term_process:
       os.kill(os.getpid(), signal.SIGTERM)
+    if step == args.full_step:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
     if step == args.kill_step:
       os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(args.slow)
 
   try:
     result = loop.train(TinyTask(settings), args.workdir, logger=loop.NullLogger(), hooks=[hook])
-  except loop.Preempted as stop:
+  except (loop.Preempted, UserError) as stop:
     print(stop)
     sys.exit(stop.EXIT_CODE)
   record = {'best_step': result.best_step, 'history': result.history, 'shards': shards, 'metadata': result.metadata}
