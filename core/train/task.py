@@ -209,7 +209,7 @@ class Task(abc.ABC):
     raise UserError(f'{type(self).__module__} does not predict on files.')
 
   def entries(self) -> Mapping[str, Sequence[str]]:
-    """Names of the entries of vector metrics, for the report's curves: {'risk': ('phone', 'tablet')}; may be left out."""
+    """Names of the entries of vector metrics, for the report's curves: {'risk': ('phone', 'tablet')}."""
     return {}
 
   def report(self, evaluations: Mapping[str, Evaluation], variables: Variables) -> Sequence[Any]:

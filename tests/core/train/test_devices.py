@@ -64,7 +64,7 @@ def test_eight_devices_with_fsdp(single, tmp_path, monkeypatch):
 
 
 def test_two_processes_preempted_and_resumed(single, tmp_path):
-  """A scheduler stops one of the two hosts: both save the same step and stop; both go on, and then one goes on alone."""
+  """A scheduler stops one of the two hosts: both save and stop; both go on, then one goes on alone."""
   slow = ['--slow', 0.2, '--term_process', 1]
   codes, output = _two_processes(tmp_path, *slow, '--term_step', 1)
   assert codes == [PREEMPTED, PREEMPTED], output
