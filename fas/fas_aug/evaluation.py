@@ -259,13 +259,14 @@ def in_batches(
 ) -> np.ndarray:
   """`function(variables, *rows of arrays)` over all rows, as f64 [N] on every process.
 
-  Every call gets one number of rows: `batch_size`, rounded up to the shards of the mesh that the variables lie on; the
-  last rows are repeated to fill the last call, and what they give is dropped. Each process holds all rows, and its
-  devices compute their part.
+  Every call gets one number of rows: `batch_size`, or the next power of two where there are fewer rows (a single photo
+  should not cost a batch), rounded up to the shards of the mesh that the variables lie on. The last row is repeated to
+  fill the last call, and what the repeats give is dropped. Each process holds all rows, its devices compute their part.
   """
   sharding = next((s for s in map(_batch_sharding, jax.tree.leaves(variables)) if s is not None), None)
   shards = sharding.num_devices if sharding is not None else 1  # a multiple of the parts that rows divide into
-  size, count, results = -(-batch_size // shards) * shards, len(arrays[0]), []
+  count, results = len(arrays[0]), []
+  size = -(-min(batch_size, 1 << max(count - 1, 0).bit_length()) // shards) * shards
   for start in range(0, count, size):
     rows = np.minimum(np.arange(start, start + size), count - 1)
     batch = [array[rows] for array in arrays]
