@@ -58,7 +58,8 @@ def setup(
   # Only the CPU backend reads this: it has no collectives across processes of its own.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
-    jax.distributed.initialize(**given)
+    # Left to look around although all is given, jax would let a Slurm task that owns a node see one of its GPUs only.
+    jax.distributed.initialize(**given, cluster_detection_method=None if missing else 'deactivate')
   except (ValueError, RuntimeError) as error:
     first = str(error).strip().partition('\n')[0]
     raise UserError(
