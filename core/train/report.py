@@ -7,11 +7,20 @@ its evaluations, config and platform are the same for every system and are added
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import datetime
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
+
+from core.config import flatten
+from core.errors import UserError, nearest
+from core.train import curves
+from core.train import report_html as html
+
+STYLE = html.STYLE
 
 
 @dataclasses.dataclass
@@ -61,3 +70,179 @@ class Section:
   title: str
   text: str = ''
   items: Sequence[Figure | Table] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+  """A table cell that leads somewhere, relative to the page."""
+
+  text: str
+  target: str
+
+  def __str__(self) -> str:
+    return self.text
+
+
+def write(
+  path: str | pathlib.Path,
+  *,
+  title: str,
+  summary: Mapping[str, Any],
+  history: Sequence[Mapping[str, Any]] = (),
+  sections: Sequence[Section] = (),
+  evaluations: Mapping[str, Mapping[str, float]] | None = None,
+  entries: Mapping[str, Sequence[str]] | None = None,
+  best_step: int | None = None,
+  command: str = '',
+  config: Mapping[str, Any] | None = None,
+  unread: Sequence[str] = (),
+  platform: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+  """Writes the page of one run.
+
+  Args:
+    path: report.html.
+    title: heading.
+    summary: names and values at the top of the page.
+    history: rows of the run (`core.train.loop.TrainResult.history`), drawn as curves.
+    sections: of the system, after the curves.
+    evaluations: '<split>/<evaluator>' -> scalars of the chosen checkpoint.
+    entries: names of the entries of vector metrics (`core.train.task.Task.entries`).
+    best_step: the chosen checkpoint's step, marked in the curves.
+    command: what made the run.
+    config: a ConfigDict or plain data.
+    unread: dotted config keys that the run never read.
+    platform: `core.train.backend.summary()`.
+
+  Returns:
+    The path.
+  """
+  parts: list[tuple[str, str]] = []
+  if evaluations:
+    parts.append(('Evaluation of the chosen checkpoint', _table(evaluation_table(evaluations))))
+  if curves_of := curves.learning(history, entries or {}, best_step):
+    parts.append(('Learning curves', _figures(curves_of)))
+  if judged := curves.evaluations(history, best_step):
+    parts.append(('Evaluations during training', _figures(judged)))
+  parts += [(section.title, _section(section)) for section in sections]
+  parts += _provenance(config, unread, platform)
+  return _save(path, html.page(title, _head(summary, command), parts))
+
+
+def write_overview(
+  path: str | pathlib.Path,
+  *,
+  title: str,
+  summary: Mapping[str, Any],
+  folds: Mapping[str, Mapping[str, float]],
+  headline: Sequence[str] = (),
+  command: str = '',
+  config: Mapping[str, Any] | None = None,
+  unread: Sequence[str] = (),
+  platform: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+  """Writes the page of an experiment of several folds, each of which has its own page in the folder of its name.
+
+  Args:
+    path: report.html in the parent folder.
+    title: heading.
+    summary: names and values at the top of the page.
+    folds: fold -> '<split>/<evaluator>/<name>' -> scalar of its chosen checkpoint.
+    headline: the scalars to show; () shows all.
+    command: what made the experiment.
+    config: of the experiment, as for `write`.
+    unread: as for `write`.
+    platform: as for `write`.
+  """
+  table = fold_table(folds, headline)
+  for row, name in zip(table.rows, folds):
+    row[0] = Link(name, f'{name}/report.html')
+  parts = [('Folds', _table(table, total=True) + html.plot(curves.folds(folds, table.header[1:])))]
+  parts += _provenance(config, unread, platform)
+  return _save(path, html.page(title, _head(summary, command), parts))
+
+
+def fold_table(folds: Mapping[str, Mapping[str, float]], headline: Sequence[str] = ()) -> Table:
+  """Folds x scalars, the last row their mean over the folds that have the scalar; also for printing.
+
+  Raises:
+    UserError: a headline scalar is in no fold.
+  """
+  known = list(dict.fromkeys(name for scalars in folds.values() for name in scalars))
+  for name in headline:
+    if name not in known:
+      raise UserError(f"the headline scalar '{name}' is not among the evaluations {known}.{nearest(name, known)}")
+  names = list(headline) or known
+  rows = [[fold, *(scalars.get(name) for name in names)] for fold, scalars in folds.items()]
+  means = []
+  for name in names:
+    values = [float(scalars[name]) for scalars in folds.values() if name in scalars]
+    means.append(sum(values) / len(values))
+  return Table(['fold', *names], [*rows, ['mean', *means]])
+
+
+def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> Table:
+  """Scalars x evaluations; also for printing."""
+  names = list(dict.fromkeys(name for scalars in evaluations.values() for name in scalars))
+  return Table(['', *evaluations], [[name, *(each.get(name) for each in evaluations.values())] for name in names])
+
+
+def _head(summary: Mapping[str, Any], command: str) -> str:
+  date = datetime.datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')
+  shown = f'<pre>{html.escape(command)}</pre>' if command else ''
+  return f'<p class="soft">{html.escape(date)}</p>\n{shown}\n{html.cards(list(summary.items()))}'
+
+
+def _provenance(config, unread, platform) -> list[tuple[str, str]]:
+  """The parts that say where the numbers come from."""
+  parts = []
+  if config is not None:
+    leaves = flatten(config)
+    rows = [[f'<code>{html.escape(key)}</code>', html.escape(repr(value))] for key, value in leaves.items()]
+    classes = ['unread' if key in unread else '' for key in leaves]
+    table = html.table(['key', 'value'], rows, [False, False], classes=classes)
+    note = f'<p class="note">Never read by this run: {html.escape(", ".join(unread))}.</p>' if unread else ''
+    parts.append(('Config', f'{note}<details><summary>{len(leaves)} keys</summary>{table}</details>'))
+  if platform:
+    cells = [[html.escape(name), html.escape(html.value_text(value))] for name, value in platform.items()]
+    parts.append(('Platform', html.table(['', ''], cells, [False, False])))
+  return parts
+
+
+def _section(section: Section) -> str:
+  paragraphs = ''.join(f'<p>{html.escape(text.strip())}</p>' for text in section.text.split('\n\n') if text.strip())
+  return paragraphs + '\n'.join(_table(item) if isinstance(item, Table) else _figure(item) for item in section.items)
+
+
+def _figures(drawn: Sequence[tuple[matplotlib.figure.Figure, str]]) -> str:
+  return ''.join(_figure(Figure(figure, caption=caption)) for figure, caption in drawn)
+
+
+def _figure(item: Figure) -> str:
+  image = html.plot(item.figure) if item.figure is not None else html.picture(item.image)
+  caption = f'<figcaption>{html.escape(item.caption)}</figcaption>' if item.caption else ''
+  return f'<figure>{image}{caption}</figure>'
+
+
+def _table(item: Table, *, total: bool = False) -> str:
+  """`total`: the last row sums the others up."""
+  columns = list(zip(*item.rows)) or [()] * len(item.header)
+  numeric = [any(map(html.is_number, cells)) for cells in columns]
+  rows = [[_cell(value) for value in row] for row in item.rows]
+  classes = [''] * (len(rows) - 1) + ['total'] if total and rows else ()
+  return html.table(item.header, rows, numeric, item.caption, classes)
+
+
+def _cell(value: Any) -> str:
+  text = html.escape(html.value_text(value))
+  return f'<a href="{html.escape(value.target)}">{text}</a>' if isinstance(value, Link) else text
+
+
+def _save(path: str | pathlib.Path, text: str) -> pathlib.Path:
+  """In one rename: a reader never finds half a page."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  half = path.with_suffix('.tmp')
+  half.write_text(text, encoding='utf-8')
+  half.replace(path)
+  return path
