@@ -93,7 +93,7 @@ def _render(config: Any) -> list[records.PrepareReport]:
     if not records.is_written(root, domain, info=info):
       examples = face_world.examples(domain, 'train', world(config), config.data.seed)
       records.write(
-        root, domain, {'all': examples}, face_frames.FEATURES, info=info,
+        root, domain, {'train': examples}, face_frames.FEATURES, info=info,
         description=f"Procedural faces before the camera of the domain '{domain}'.",
       )  # fmt: skip
     written = manifest.load(records.find(root, domain))

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from core.config import derive
+from core import config as config_lib
 from core.data import pipeline
 from core.data.records import PrepareReport
 from core.errors import UserError, nearest
@@ -50,10 +51,7 @@ class Task(contract.Task):
     found = data.protocols_of(config)
     if len(found) == 1:
       return [('', config)]
-    runs = []
-    for each in found:
-      runs.append((f'to_{each.target}', derive(config, {'data.protocol': each.name})))
-    return runs
+    return [(f'to_{each.target}', config_lib.derive(config, {'data.protocol': each.name})) for each in found]
 
   @classmethod
   def procedural(cls, config: Any) -> bool:
