@@ -213,7 +213,6 @@ class _Run:
     state = here.state if here else state_lib.create(variables, stage, self.mesh)
     done = here.step if here else 0
     pending = list(here.meta['pending']) if here else []  # metrics since the last log point
-    recent: collections.deque = collections.deque()  # (step, ids) since the last look at bad_step
     if here and here.meta['evaluation_due']:
       self._judge(index, done, state)
     if done == stage.steps:
@@ -225,6 +224,16 @@ class _Run:
     if here:
       iterator.set_state(here.iterator)
     train_step = step_lib.make_train_step(stage, self.mesh, state, seed=self.config.seed, first_step=offset)
+    try:
+      return self._steps(index, state, done, pending, iterator, train_step)
+    finally:
+      if hasattr(iterator, 'close'):  # its threads and worker processes
+        iterator.close()
+
+  def _steps(self, index, state, done, pending, iterator, train_step) -> state_lib.TrainState:
+    """The loop itself: from step `done` of the stage to its last."""
+    stage, offset = self.stages[index], self.first_steps[index]
+    recent: collections.deque = collections.deque()  # (step, ids) since the last look at bad_step
     clock = Clock()
     while done < stage.steps:
       local = self._draw(iterator, stage, done)
@@ -254,8 +263,6 @@ class _Run:
         if save:
           self._save(index, done, state, iterator.get_state(), pending, evaluation_due=evaluate and stop)
       self._stop_if_asked(offset + done, stop)
-    if hasattr(iterator, 'close'):
-      iterator.close()
     return state
 
   def result(self, state: state_lib.TrainState) -> TrainResult:
@@ -387,7 +394,6 @@ class _Run:
 
   def _say(self, text: str) -> None:
     if jax.process_index() == 0:
-      self.logger.message(text)
       print(text, flush=True)
 
 

@@ -158,7 +158,15 @@ class Predictor(abc.ABC):
     """Returns one or more result rows (plain data) for one file; raises `UserError` when the file cannot be served."""
 
   def finish(self, rows: list[dict[str, Any]], output: pathlib.Path) -> list[pathlib.Path]:
-    """Writes what concerns the whole batch (a contact sheet, a timeline) under `output`; returns the files written."""
+    """Writes what concerns the whole batch (a contact sheet, a timeline).
+
+    Args:
+      rows: those of all files, and {'file': path, 'error': reason} of every file that could not be served.
+      output: an existing folder.
+
+    Returns:
+      The files written.
+    """
     del rows, output
     return []
 
