@@ -20,7 +20,6 @@ import grain
 import jax
 import jax.numpy as jnp
 
-from core.config import derive
 from core import config as config_lib
 from core.data import pipeline
 from core.data.records import PrepareReport
