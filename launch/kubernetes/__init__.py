@@ -1,0 +1,1 @@
+"""Training on a Kubernetes cluster with the JobSet controller."""
