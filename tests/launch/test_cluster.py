@@ -76,7 +76,7 @@ def test_slurm_options_in_the_file_are_what_preemption_needs():
 
 @pytest.mark.parametrize(
   ('code', 'state', 'requeued'),
-  [(Preempted.EXIT_CODE, 'RUNNING', True), (Preempted.EXIT_CODE, 'COMPLETING', False), (2, 'RUNNING', False),
+  [(Preempted.EXIT_CODE, 'RUNNING', True), (143, 'RUNNING', True), (Preempted.EXIT_CODE, 'COMPLETING', False), (2, 'RUNNING', False),
    (0, 'RUNNING', False)],
 )  # fmt: skip
 def test_slurm_puts_a_stopped_job_back_but_not_a_cancelled_or_failed_one(tmp_path, code, state, requeued):
@@ -182,11 +182,11 @@ def test_pods_run_the_given_command_as_processes_of_one_run(jobset):
 def test_only_what_a_restart_can_mend_is_restarted(jobset):
   job = jobset['spec']['replicatedJobs'][0]['template']['spec']
   by_code = {
-    rule['onExitCodes']['values'][0]: rule['action']
+    code: rule['action']
     for rule in job['podFailurePolicy']['rules']
-    if 'onExitCodes' in rule
+    for code in rule.get('onExitCodes', {}).get('values', [])
   }
-  assert by_code == {Preempted.EXIT_CODE: 'Ignore', UserError.EXIT_CODE: 'FailJob'}
+  assert by_code == {Preempted.EXIT_CODE: 'Ignore', 143: 'Ignore', UserError.EXIT_CODE: 'FailJob'}
   conditions = [rule['onPodConditions'] for rule in job['podFailurePolicy']['rules'] if 'onPodConditions' in rule]
   assert conditions == [[{'type': 'DisruptionTarget', 'status': 'True'}]] and job['backoffLimit'] == 0
   policy = jobset['spec']['failurePolicy']
