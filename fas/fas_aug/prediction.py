@@ -7,7 +7,6 @@ that was looked at; of each frame the most prominent face counts, as in the trai
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import pathlib
 import textwrap
@@ -15,15 +14,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from core.data import face, image, video
 from core.data.antispoofing import detection, sources
 from core.errors import UserError
 from core.train import task as contract
 from fas.fas_aug import evaluation
+from fas.fas_aug.drawing import COLORS, font, shorten, wrapped
 
 BATCH = 8
 """Faces scored in one go."""
@@ -31,9 +30,6 @@ BATCH = 8
 OTHER_FACES = 0.4
 """A further face of a photo counts from this share of the first one's detector score. Haar's false boxes in our 15
 sample photos had 0.03 to 0.19 of it; a second person has about as much as the first (our choice)."""
-
-COLORS = {'live': (0, 114, 178), 'spoof': (213, 94, 0), 'error': (110, 110, 110)}
-"""Blue and vermilion of Okabe and Ito's palette: told apart with every kind of colour vision."""
 
 TILE, PICTURE, MARGIN, COLUMNS, PAGE = 248, 196, 12, 6, 48
 """Of a contact sheet: width of a tile and height of its picture in pixels, gap, tiles per row and per page."""
@@ -131,8 +127,8 @@ class FacePredictor(contract.Predictor):
 
   def _no_face(self, path: pathlib.Path, where: str) -> str:
     return (
-      f"'{path}': no face found {where} (detector '{self.detector.name}'). It looks for upright frontal faces of at least"
-      ' a tenth of the shorter side; another may see more: config.data.detector, the path of a YuNet .onnx file.'
+      f"'{path}': no face found {where} (detector '{self.detector.name}'). It looks for upright frontal faces of at"
+      ' least a tenth of the shorter side; another may see more: config.data.detector, the path of a YuNet .onnx file.'
     )
 
   def _explanation(self) -> str:
@@ -166,13 +162,6 @@ class View:
 
 
 # Drawing.
-
-
-@functools.lru_cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-  """DejaVu Sans, which comes with matplotlib and has most of the world's scripts that file names use."""
-  folder = pathlib.Path(matplotlib.get_data_path()) / 'fonts' / 'ttf'
-  return ImageFont.truetype(str(folder / f'DejaVuSans{"-Bold" if bold else ""}.ttf'), size)
 
 
 def draw_tile(name: str, rows: list[dict[str, Any]], view: View | None) -> np.ndarray:
@@ -215,7 +204,7 @@ def draw_sheet(tiles: list[np.ndarray], title: str, explanation: str) -> np.ndar
   """Tiles in rows under a heading: uint8 [H, W, 3]."""
   columns = min(COLUMNS, max(3, math.ceil(math.sqrt(len(tiles)))))
   height, width = (tiles[0].shape[0] + MARGIN), columns * (TILE + MARGIN) + MARGIN
-  lines = _wrapped(explanation, 13, width - 2 * MARGIN)
+  lines = wrapped(explanation, 13, width - 2 * MARGIN)
   top = 48 + 18 * len(lines)
   sheet = Image.new('RGB', (width, top + math.ceil(len(tiles) / columns) * height), 'white')
   draw = ImageDraw.Draw(sheet)
@@ -225,29 +214,6 @@ def draw_sheet(tiles: list[np.ndarray], title: str, explanation: str) -> np.ndar
     row, column = divmod(i, columns)
     sheet.paste(Image.fromarray(tile), (MARGIN + column * (TILE + MARGIN), top + row * height))
   return np.asarray(sheet)
-
-
-def _wrapped(text: str, size: int, width: int) -> list[str]:
-  """Lines of at most `width` pixels, broken between words."""
-  lines = ['']
-  for word in text.split():
-    longer = f'{lines[-1]} {word}'.strip()
-    if lines[-1] and font(size).getlength(longer) > width:
-      lines.append(word)
-    else:
-      lines[-1] = longer
-  return lines
-
-
-def shorten(text: str, size: int, width: int) -> str:
-  """The text, its middle cut out where it is wider than `width` pixels: names differ at their ends."""
-  if font(size).getlength(text) <= width:
-    return text
-  for kept in range(len(text) - 1, 1, -1):
-    short = text[: kept - kept // 2] + '…' + text[len(text) - kept // 2 :]
-    if font(size).getlength(short) <= width:
-      return short
-  return '…'
 
 
 def _count(number: int, what: str) -> str:
