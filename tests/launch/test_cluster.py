@@ -76,8 +76,8 @@ def test_slurm_options_in_the_file_are_what_preemption_needs():
 
 @pytest.mark.parametrize(
   ('code', 'state', 'requeued'),
-  [(Preempted.EXIT_CODE, 'RUNNING', True), (143, 'RUNNING', True), (Preempted.EXIT_CODE, 'COMPLETING', False), (2, 'RUNNING', False),
-   (0, 'RUNNING', False)],
+  [(Preempted.EXIT_CODE, 'RUNNING', True), (143, 'RUNNING', True), (Preempted.EXIT_CODE, 'COMPLETING', False),
+   (2, 'RUNNING', False), (0, 'RUNNING', False)],
 )  # fmt: skip
 def test_slurm_puts_a_stopped_job_back_but_not_a_cancelled_or_failed_one(tmp_path, code, state, requeued):
   stand_in(tmp_path, 'srun', f'echo "$PWD|$*" > {tmp_path}/ran; exit {code}')
