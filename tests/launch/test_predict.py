@@ -1,0 +1,110 @@
+"""A user's files, good and bad, each get their answer."""
+
+import csv
+import json
+
+import pytest
+
+from launch import predict
+
+
+@pytest.fixture
+def files(tmp_path):
+  folder = tmp_path / 'files'
+  (folder / 'deep' / 'er').mkdir(parents=True)
+  (folder / 'a.txt').write_text('1')
+  (folder / 'broken.txt').write_text('one')
+  (folder / 'deep' / 'er' / 'b.NUM').write_text('2.5')
+  (folder / '._a.txt').write_text('9')
+  (folder / 'notes.md').write_text('9')
+  (folder / '.hidden').mkdir()
+  (folder / '.hidden' / 'c.txt').write_text('9')
+  return folder
+
+
+def launch(experiment, output, *words):
+  return predict.main([f'--workdir={experiment}', f'--output={output}', *map(str, words)])
+
+
+def test_a_folder_is_searched_through_and_a_broken_file_costs_only_itself(experiment, files, tmp_path, capsys):
+  out = tmp_path / 'out'
+  assert launch(experiment / 'width_3', out, f'--input={files}') == 0
+  content = json.loads((out / 'predictions.json').read_text())
+  assert (content['served'], content['failed']) == (2, 1) and content['step'] > 0
+  good = {row['file']: row['sum'] for row in content['rows'] if 'error' not in row}
+  assert set(good) == {str(files / 'a.txt'), str(files / 'deep' / 'er' / 'b.NUM')}
+  assert good[str(files / 'deep' / 'er' / 'b.NUM')] - good[str(files / 'a.txt')] == pytest.approx(1.5)
+  printed = capsys.readouterr().out
+  assert f'NOT SERVED {files / "broken.txt"}' in printed and 'holds no number' in printed
+  assert str(out / 'sheet.txt') in printed and (out / 'sheet.txt').read_text() == '3 rows, 1 failed'
+
+
+def test_the_csv_has_the_same_rows(experiment, files, tmp_path):
+  launch(experiment / 'width_3', tmp_path / 'out', f'--input={files}')
+  content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+  with (tmp_path / 'out' / 'predictions.csv').open(newline='') as file:
+    table = list(csv.DictReader(file))
+  assert list(table[0]) == ['file', 'sum', 'box', 'error']
+  for row, cells in zip(content['rows'], table, strict=True):
+    assert cells['file'] == row['file'] and cells['error'] == row.get('error', '')
+    if 'sum' in row:
+      assert float(cells['sum']) == row['sum'] and json.loads(cells['box']) == [1, 2]
+
+
+def test_inputs_in_all_ways_each_file_once(experiment, files, tmp_path):
+  out = tmp_path / 'out'
+  words = [
+    '--input',
+    files / 'a.txt',
+    files / 'deep',
+    f'--input={files / "a.txt"}',
+    files / 'gone.txt',
+    files / 'notes.md',
+  ]
+  assert launch(experiment / 'width_3', out, *words) == 0
+  rows = json.loads((out / 'predictions.json').read_text())['rows']
+  assert sorted((row['file'], row.get('error', '')) for row in rows) == [
+    (str(files / 'a.txt'), ''),
+    (str(files / 'deep' / 'er' / 'b.NUM'), ''),
+    (str(files / 'gone.txt'), 'there is no such file or folder'),
+    (str(files / 'notes.md'), "files that end in '.md' are not served; .txt, .num are"),
+  ]
+
+
+def test_an_empty_folder_is_said_and_the_others_are_served(experiment, files, tmp_path, capsys):
+  (tmp_path / 'empty').mkdir()
+  assert launch(experiment / 'width_3', tmp_path / 'out', '--input', tmp_path / 'empty', files / 'a.txt') == 0
+  assert 'the folder holds no file that ends in .txt, .num' in capsys.readouterr().out
+
+
+def test_nothing_served_is_an_error_with_its_reasons(experiment, files, tmp_path, capsys):
+  (tmp_path / 'empty').mkdir()
+  assert launch(experiment / 'width_3', tmp_path / 'out', '--input', tmp_path / 'empty', files / 'broken.txt') == 2
+  captured = capsys.readouterr()
+  assert captured.err == 'launch.predict: nothing could be served; the reasons are above.\n'
+  assert captured.out.count('NOT SERVED') == 2
+  assert json.loads((tmp_path / 'out' / 'predictions.json').read_text())['failed'] == 2
+
+
+def test_of_several_folds_one_is_taken_and_named(experiment, files, tmp_path, capsys):
+  assert launch(experiment, tmp_path / 'first', f'--input={files / "a.txt"}') == 0
+  assert "Using fold 'width_3' of width_3, width_5; --fold chooses another." in capsys.readouterr().out
+  assert launch(experiment, tmp_path / 'other', f'--input={files / "a.txt"}', '--fold=width_5') == 0
+  assert 'Using fold' not in capsys.readouterr().out
+  runs = [json.loads((tmp_path / name / 'predictions.json').read_text())['run'] for name in ('first', 'other')]
+  assert runs == [str(experiment / 'width_3'), str(experiment / 'width_5')]
+
+
+@pytest.mark.parametrize(
+  ('words', 'expected'),
+  [
+    (['--fold=width_4', '--input=x'], "there is no fold 'width_4'"),
+    ([], '--input is missing'),
+    (['--input=x', '--set=widht=3'], "Did you mean 'width'?"),
+    (['--input=x', '--which=first'], "There is no checkpoint 'first'"),
+  ],
+)
+def test_mistakes_end_in_one_line(words, expected, experiment, tmp_path, capsys):
+  assert launch(experiment, tmp_path / 'out', *words) == 2
+  message = capsys.readouterr().err
+  assert expected in message and message.count('\n') == 1
