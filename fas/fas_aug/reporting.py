@@ -303,23 +303,17 @@ def _heat(axis: Any, rates: np.ndarray, rows: Sequence[str], columns: Sequence[s
 
 def augmented_faces(records: Any, bag: str) -> report.Section:
   """Each operator at a few levels on a live and a spoof face, with the label that the policy gives."""
-  names = policy.BAGS[bag]
-  chosen = example_faces(records)
-  cases = [(o, face, level) for o in range(len(names)) for face in chosen for level in ARTEFACT_LEVELS]
-  images, labels = altered([records[face]['image'] for _, face, _ in cases],
-                           [records.table['label'][face] for _, face, _ in cases],
-                           [(o, level) for o, _, level in cases], bag)  # fmt: skip
-  cells = [
-    drawing.Cell(image, f'k={level}  {face_frames.LABELS[label]}', face_frames.LABELS[label])
-    for image, label, (_, _, level) in zip(images, labels, cases)
-  ]
-  per_row = len(cells) // len(names)
+  names, chosen = policy.BAGS[bag], example_faces(records)
   kinds = [face_frames.ATTACKS[records.table['attack'][face]] for face in chosen]
+  cases = [(o, face, level) for o in range(len(names)) for face in chosen for level in ARTEFACT_LEVELS]
+  pictures, known = [records[face]['image'] for _, face, _ in cases], [records.table['label'][f] for _, f, _ in cases]
+  images, labels = altered(pictures, known, [(o, level) for o, _, level in cases], bag)
+  cells = [_labelled(image, level, label) for image, label, (_, _, level) in zip(images, labels, cases)]
   plain = []
-  for face, kind in zip(chosen, kinds):
-    known = 'live' if kind == 'live' else 'spoof'
-    plain += [drawing.Cell(records[face]['image'], f'k=0  {known}', known), *[None] * (len(ARTEFACT_LEVELS) - 1)]
-  rows = [('unaltered', plain)]
+  for face in chosen:
+    first = _labelled(records[face]['image'], 0, records.table['label'][face])
+    plain += [first, *[None] * (len(ARTEFACT_LEVELS) - 1)]
+  rows, per_row = [('unaltered', plain)], len(plain)
   for o, name in enumerate(names):
     flips = name in operators.NAMES and operators.FLIPS[operators.NAMES.index(name)]
     rule = 'live becomes spoof' if flips else 'label is kept'
@@ -331,6 +325,11 @@ def augmented_faces(records: Any, bag: str) -> report.Section:
   )
   figure = report.Figure(image=drawing.sheet(rows, columns=columns), caption=caption)
   return report.Section('Augmented faces', '', [figure])
+
+
+def _labelled(image: np.ndarray, level: int, label: int) -> drawing.Cell:
+  name = face_frames.LABELS[label]
+  return drawing.Cell(image, f'k={level}  {name}', name)
 
 
 def example_faces(records: Any) -> list[int]:
