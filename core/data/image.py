@@ -56,7 +56,9 @@ def read(source: str | pathlib.Path | bytes, *, min_side: int = MIN_SIDE, name: 
     head = data[:64].lstrip().lower()
     hint = ' (it looks like a web page)' if head.startswith((b'<!doctype', b'<html')) else ''
     raise UserError(f"'{name}' is not an image that Pillow can read{hint}.") from error
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+  except UserError:
+    raise
+  except Exception as error:  # each of Pillow's decoders has its own on damaged bytes (struct.error, SyntaxError ...)
     raise UserError(f"'{name}' is a broken image: {error}. Copy or download it again.") from error
   if min(pixels.shape[:2]) < min_side:
     height, width = pixels.shape[:2]

@@ -208,7 +208,7 @@ def _open(path: str | pathlib.Path) -> av.container.InputContainer:
   if path.stat().st_size == 0:
     raise UserError(f"'{path}' is empty (0 bytes). Copy or download it again.")
   try:
-    return av.open(str(path))
+    return av.open(str(path), metadata_errors='replace')  # titles and comments come in any encoding
   except av.error.FFmpegError as error:
     raise UserError(
       f"'{path}' cannot be opened as a video ({error.strerror}). An mp4 or mov that was cut off has lost its index: "

@@ -76,6 +76,25 @@ def test_bad_files_are_named_with_the_reason(tmp_path, message, data):
   assert 'odd.png' in str(caught.value)
 
 
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP', 'GIF'])
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's own words on damaged EXIF and TIFF fields
+def test_any_damage_gives_pixels_or_a_user_error(kind):
+  buffer, exif = io.BytesIO(), Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(picture(16, 16)).save(buffer, format=kind, exif=exif)
+  data, rng = buffer.getvalue(), np.random.default_rng(0)
+  damaged = [data[:at] + bytes([value]) + data[at + 1 :] for at in range(min(len(data), 100)) for value in (0, 5, 255)]
+  damaged += [data[:at] for at in rng.integers(1, len(data), 50)]
+  outcomes = set()
+  for each in damaged:
+    try:
+      image.read(each)
+      outcomes.add('read')
+    except UserError:
+      outcomes.add('refused')
+  assert outcomes == {'read', 'refused'}
+
+
 def test_missing_file_and_wrong_array(tmp_path):
   with pytest.raises(UserError, match='No image file'):
     image.read(tmp_path / 'none.png')

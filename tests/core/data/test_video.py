@@ -123,6 +123,38 @@ def write_sound_only(path):
     container.mux(stream.encode())
 
 
+def test_titles_in_any_encoding_are_no_obstacle(tmp_path):
+  path = tmp_path / 'a.mov'
+  with av.open(str(path), 'w') as container:
+    container.metadata['title'] = 'TITLE'
+    stream = container.add_stream('mjpeg', rate=10)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuvj420p'
+    for frame in numbered(3):
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
+    container.mux(stream.encode())
+  data = path.read_bytes()
+  assert data.count(b'TITLE') == 1
+  path.write_bytes(data.replace(b'TITLE', '\u6d3b\u4f53'.encode('gbk') + b' '))
+  assert len(video.frames(path)) == 3
+
+
+@pytest.mark.parametrize(('suffix', 'codec'), KINDS)
+def test_any_damage_gives_frames_or_a_user_error(tmp_path, suffix, codec):
+  path, rng, outcomes = tmp_path / f'a.{suffix}', np.random.default_rng(0), set()
+  video.write(path, numbered(4), codec=codec)
+  data = path.read_bytes()
+  for _ in range(30):
+    damaged = bytearray(data)
+    for at in rng.integers(0, len(data), rng.integers(1, 30)):
+      damaged[at] = rng.integers(256)
+    path.write_bytes(damaged[: rng.integers(len(data) // 2, 2 * len(data))])
+    try:
+      outcomes.add('read' if video.frames(path, linspace=3, problems=[]) else 'nothing')
+    except UserError:
+      outcomes.add('refused')
+  assert outcomes == {'read', 'refused'}
+
+
 def test_unreadable_videos_are_user_errors(tmp_path):
   path = tmp_path / 'a.mp4'
   with pytest.raises(UserError, match='No video file'):
