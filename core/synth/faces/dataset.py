@@ -52,14 +52,18 @@ class Config:
   batch: int = 0
 
   def __post_init__(self):
-    if not 16 <= self.size <= 512:
-      raise UserError(f'Face world: size is {self.size}, expected 16 to 512 pixels.')
+    _check_size(self.size)
     if not 1 <= self.frames_per_video <= self.frames_total:
       raise UserError(
         f'Face world: frames_per_video is {self.frames_per_video}, expected 1 to frames_total ({self.frames_total}).'
       )
     if self.subjects < 1 or len(self.videos) != len(ATTACKS) or min(self.videos) < 0:
       raise UserError('Face world: expected subjects >= 1 and three video counts (live, print, replay) >= 0.')
+
+
+def _check_size(size: int) -> None:
+  if not 16 <= size <= 512:
+    raise UserError(f'Face world: size is {size}, expected 16 to 512 pixels.')
 
 
 @flax.struct.dataclass
@@ -194,6 +198,7 @@ def present(kind: str, size: int, drawn: Capture) -> Frame:
 
 def frames(kind: str, size: int, identity_keys, video_keys, index, seconds, ranges: domains.Ranges) -> Frame:
   """Draws and renders a batch of frames of one kind; see `draw` for the arguments, which have a leading batch axis."""
+  _check_size(size)
   kinds = np.full(len(index), ATTACKS.index(kind), np.int32)
   return present(kind, size, _stages(size)['draw'](kinds, identity_keys, video_keys, index, seconds, ranges))
 

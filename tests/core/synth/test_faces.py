@@ -1,6 +1,7 @@
 """What the face world promises: the same face for the same key, landmarks on features, physics in the attacks."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -247,6 +248,16 @@ def test_domains_differ_in_colour_and_noise(frames):
   assert saturation(phone) > 1.3 * saturation(laptop)
 
 
+@pytest.mark.parametrize('part', ['camera', 'light', 'printer', 'screen'])
+def test_every_two_domains_differ_in_every_part_of_the_capture(part):
+  ranges = {name: np.asarray(getattr(domain.ranges(), part)) for name, domain in domains.DOMAINS.items()}
+  for one, two in itertools.combinations(ranges, 2):
+    (low, high), (other_low, other_high) = ranges[one], ranges[two]
+    # 1: the two ranges touch, 0: they have one centre.
+    distance = np.abs(low + high - other_low - other_high) / (high - low + other_high - other_low)
+    assert distance.max() > (0.7 if part == 'light' else 1), (one, two)
+
+
 def plain_print(**changes):
   """A printer that does nothing but ink."""
   values = dict.fromkeys((f.name for f in dataclasses.fields(attacks.PrintParams)), 0.0)
@@ -330,6 +341,15 @@ def test_a_clip_moves_smoothly_and_keeps_its_person():
   jax.tree.map(np.testing.assert_array_equal, replayed.capture.scene.identity, identity)
 
 
+def test_portraits_show_one_person_in_many_lights_at_any_size():
+  shown = faces.portraits(3, count=2, size=50)
+  assert shown.image.shape == (2, 50, 50, 3) and shown.landmarks.shape == (2, 68, 2)
+  scene = shown.capture.scene
+  jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf[0], leaf[1]), scene.identity)
+  for changes in (scene.light.direction, scene.pose.yaw, shown.image):
+    assert np.abs(changes[0] - changes[1]).max() > 1e-3
+
+
 def test_eyes_blink_now_and_then():
   base = params.sample_face(jax.random.key(0))
   times = jnp.arange(0.0, 20.0, 0.04)
@@ -366,4 +386,8 @@ def test_mistakes_are_named():
     dataset.Config(size=8)
   with pytest.raises(UserError, match='mask'):
     faces.clip('phone', 'mask')
+  with pytest.raises(UserError, match='600'):
+    faces.clip('phone', size=600)
+  with pytest.raises(UserError, match='0 frames'):
+    faces.clip('phone', length=0)
   assert set(domains.DOMAINS) == {'laptop', 'phone', 'tablet', 'dslr'}
