@@ -95,8 +95,7 @@ def execute(arguments: command.Arguments) -> int:
     }
     table = report.fold_table(flat)
     content['mean'] = command.json_numbers(dict(zip(table.header[1:], table.rows[-1][1:])))
-    rows = [[name, *cells] for name, cells in zip(table.header[1:], zip(*(row[1:] for row in table.rows)))]
-    print(f'\nall folds\n{command.text_table(report.Table(["", *flat, "mean"], rows))}')
+    print(f'\nall folds\n{command.text_table(report.transposed(table))}')
   path = pathlib.Path(options.output or workdir / f'evaluation_{options.split}.json')
   command.write_json(path, content)
   print(f'\nWritten to {path}.')

@@ -120,13 +120,12 @@ def _write(fold: Fold, task: Task, sections: Sequence[Any], name: str, invocatio
   """report.html and, last of all, results.json, which says that the fold is finished."""
   config, result = task.config, fold.result
   steps = max((row['step'] for row in result.history), default=0)
-  shown = [key for key in task.headline if key in fold.scalars] or list(fold.scalars)[:4]
   times = {'chosen step': result.best_step or steps, 'steps': steps, 'seconds since the last start': round(seconds)}
   report.write(
     fold.workdir / 'report.html',
     title=f'{config.system}: {name}' if name else config.system,
     command=invocation,
-    summary={**{key: fold.scalars[key] for key in shown}, **times},
+    summary={**{key: fold.scalars[key] for key in headline(task, fold.scalars)}, **times},
     history=result.history,
     sections=sections,
     evaluations=fold.evaluations,
@@ -144,12 +143,18 @@ def _write(fold: Fold, task: Task, sections: Sequence[Any], name: str, invocatio
   })  # fmt: skip
 
 
+def headline(task: Task | type[Task], scalars: Mapping[str, float]) -> list[str]:
+  """The names to show first: the task's own, as far as they were evaluated, or else the first few."""
+  return [name for name in task.headline if name in scalars] or list(scalars)[:4]
+
+
 def _write_overview(
   task: type[Task], config: Any, workdir: pathlib.Path, folds: Mapping[str, Fold], invocation: str
 ) -> None:
   """The table of all folds and their mean: printed, and as report.html and results.json of the parent folder."""
   scalars = {name: fold.scalars for name, fold in folds.items()}
-  table = report.fold_table(scalars, task.headline)
+  shown = headline(task, next(iter(scalars.values())))
+  table = report.fold_table(scalars, shown)
   if jax.process_index() != 0:
     return
   print(command.text_table(table), flush=True)
@@ -159,9 +164,9 @@ def _write_overview(
     workdir / 'report.html',
     title=config.system,
     command=invocation,
-    summary={'folds': len(folds), **{f'mean {name}': value for name, value in list(means.items())[:6]}},
+    summary={'folds': len(folds), **{f'mean {name}': value for name, value in means.items()}},
     folds=scalars,
-    headline=task.headline,
+    headline=shown,
     config=config,
     unread=list(folds.values())[-1].unread,
     platform=backend.summary(),

@@ -16,7 +16,6 @@ import matplotlib.figure
 import numpy as np
 
 from core.config import flatten
-from core.errors import UserError, nearest
 from core.train import curves
 from core.train import report_html as html
 
@@ -148,37 +147,39 @@ def write_overview(
     title: heading.
     summary: names and values at the top of the page.
     folds: fold -> '<split>/<evaluator>/<name>' -> scalar of its chosen checkpoint.
-    headline: the scalars to show; () shows all.
+    headline: the scalars to show at once; the others are folded away.
     command: what made the experiment.
     config: of the experiment, as for `write`.
     unread: as for `write`.
     platform: as for `write`.
   """
-  table = fold_table(folds, headline)
+  table, every = fold_table(folds, headline), fold_table(folds, ())
   for row, name in zip(table.rows, folds):
     row[0] = Link(name, f'{name}/report.html')
-  parts = [('Folds', _table(table, total=True) + html.plot(curves.folds(folds, table.header[1:])))]
-  parts += _provenance(config, unread, platform)
+  shown = _table(table, total=True) + html.plot(curves.folds(folds, table.header[1:]))
+  rest = f'<details><summary>All {len(every.header) - 1} scalars</summary>{_table(transposed(every))}</details>'
+  parts = [('Folds', shown + rest), *_provenance(config, unread, platform)]
   return _save(path, html.page(title, _head(summary, command), parts))
 
 
-def fold_table(folds: Mapping[str, Mapping[str, float]], headline: Sequence[str] = ()) -> Table:
+def fold_table(folds: Mapping[str, Mapping[str, float]], names: Sequence[str] = ()) -> Table:
   """Folds x scalars, the last row their mean over the folds that have the scalar; also for printing.
 
-  Raises:
-    UserError: a headline scalar is in no fold.
+  Args:
+    folds: fold -> name -> scalar.
+    names: the scalars to show, those that no fold has left out; () shows all.
   """
-  known = list(dict.fromkeys(name for scalars in folds.values() for name in scalars))
-  for name in headline:
-    if name not in known:
-      raise UserError(f"the headline scalar '{name}' is not among the evaluations {known}.{nearest(name, known)}")
-  names = list(headline) or known
+  known = dict.fromkeys(name for scalars in folds.values() for name in scalars)
+  names = [name for name in names if name in known] or list(known)
   rows = [[fold, *(scalars.get(name) for name in names)] for fold, scalars in folds.items()]
-  means = []
-  for name in names:
-    values = [float(scalars[name]) for scalars in folds.values() if name in scalars]
-    means.append(sum(values) / len(values))
-  return Table(['fold', *names], [*rows, ['mean', *means]])
+  values = [[float(scalars[name]) for scalars in folds.values() if name in scalars] for name in names]
+  return Table(['fold', *names], [*rows, ['mean', *(sum(each) / len(each) for each in values)]])
+
+
+def transposed(table: Table) -> Table:
+  """Rows for columns: for tables with many columns."""
+  columns = list(zip(*table.rows))
+  return Table(['', *columns[0]], [[name, *cells] for name, cells in zip(table.header[1:], columns[1:])], table.caption)
 
 
 def evaluation_table(evaluations: Mapping[str, Mapping[str, float]]) -> Table:

@@ -175,7 +175,7 @@ class Task(abc.ABC):
   """A system, as the loop and the launchers see it. Built from a config; holds no weights and no hidden state."""
 
   headline: tuple[str, ...] = ()
-  """Scalars '<split>/<evaluator>/<name>' of `config.eval.final` that tables over several folds show; () shows all."""
+  """The scalars '<split>/<evaluator>/<name>' that summaries and tables over folds show first."""
 
   def __init__(self, config: Any):
     self.config = config

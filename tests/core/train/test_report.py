@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from core.errors import UserError
 from core.train import curves, report
 
 HISTORY = [
@@ -149,9 +148,9 @@ def test_overview_of_folds(tmp_path):
   assert {'to_phone/report.html', 'to_dslr/report.html'} <= set(page.links)
   table = report.fold_table(folds, ['test/b/auc', 'test/b/eer'])
   assert table.rows == [['to_phone', 0.5, 0.25], ['to_dslr', 1.0, None], ['mean', 0.75, 0.25]]
-  assert report.fold_table(folds, ['test/b/eer']).header == ['fold', 'test/b/eer']
-  with pytest.raises(UserError, match="Did you mean 'test/b/auc'"):
-    report.fold_table(folds, ['test/b/acu'])
+  assert report.fold_table(folds, ['test/b/eer', 'test/b/absent']).header == ['fold', 'test/b/eer']
+  assert report.transposed(table).header == ['', 'to_phone', 'to_dslr', 'mean']
+  assert report.transposed(table).rows == [['test/b/auc', 0.5, 1.0, 0.75], ['test/b/eer', 0.25, None, 0.25]]
 
 
 def test_figures_need_one_content():
