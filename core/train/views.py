@@ -1,4 +1,4 @@
-"""Looking at a run from a notebook, one verb per view: what is trained, where it lies, what is in a batch, what it costs.
+"""Looking at a run from a notebook, one verb per view: what is trained, where it lies, a batch, the cost of a step.
 
   print(views.parameters(task.init(key), stage))
   print(views.placement(state))
