@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from core import config as config_lib
 from core.errors import UserError, nearest
@@ -88,6 +88,7 @@ def main(
       print(f'{text.strip()}\n\nFlags:\n{_described(arguments.flags)}')
       return 0
     flags.FLAGS.mark_as_parsed()  # grain's worker processes ask absl's global flags
+    logging.set_verbosity(logging.ERROR)  # orbax warns of files that it does not need
     return execute(arguments)
   except UserError as error:
     print(f'{module}: {error}', file=sys.stderr)
@@ -181,9 +182,7 @@ def restore(workdir: pathlib.Path, which: str, changes: Sequence[str]) -> Traine
   """Brings a run back; `changes` are 'key=value' over its config."""
   variables, meta = checkpoint.restore_variables(workdir, which)
   config = config_lib.change(config_lib.restore(meta['config']), changes, source=f"the config of '{workdir}'")
-  task = task_class(config.system)
-  make_data(task, config)
-  return Trained(task(config), variables, meta)
+  return Trained(task_class(config.system)(config), variables, meta)
 
 
 # Reading.

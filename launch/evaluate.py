@@ -46,6 +46,7 @@ def run(
   results = {}
   for name, folder in command.folds_in(workdir).items():
     trained = command.restore(folder, which, changes)
+    command.make_data(type(trained.task), trained.task.config)
     known = trained.task.evaluators()
     chosen = list(evaluators) or _usual(trained.task.config, split)
     for evaluator in chosen:

@@ -32,6 +32,11 @@ from fas.fas_aug import data, evaluation, losses, model, policy, prediction, rep
 class Task(contract.Task):
   """FAS-Aug + SARE on one protocol (sources -> target); `folds` makes one run per target of a family of protocols."""
 
+  headline = tuple(
+    f'test/biometrics/{scalar}'
+    for scalar in ('frame/auc', 'frame/eer', 'frame/hter_at_dev', 'video/auc', 'video/hter_at_dev')
+  )
+
   def __init__(self, config: Any):
     super().__init__(config)
     self.classifier = model.Classifier(config.model)
@@ -212,6 +217,11 @@ class Task(contract.Task):
   def predictor(self, variables: contract.Variables, metadata: Mapping[str, Any]) -> contract.Predictor:
     """Scores faces in photos and videos with the checkpoint's threshold."""
     return prediction.FacePredictor(self.classifier, variables, self.config, metadata)
+
+  def entries(self) -> Mapping[str, Sequence[str]]:
+    """The domains of the risks: sources by name, then the augmented ones."""
+    domains = (*self.protocol.sources, *(f'augmented {e + 1}' for e in range(self.num_augmented)))
+    return {'risk': domains, 'spoof_count': domains}
 
   def report(self, evaluations: Mapping[str, contract.Evaluation], variables: contract.Variables) -> Sequence[Any]:
     """ROC and DET, score histograms, errors per attack and artefact, a sheet of augmented faces, the worst errors."""

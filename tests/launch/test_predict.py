@@ -51,6 +51,12 @@ def test_the_csv_has_the_same_rows(experiment, files, tmp_path):
       assert float(cells['sum']) == row['sum'] and json.loads(cells['box']) == [1, 2]
 
 
+def test_files_are_served_without_the_data_of_the_training(experiment, files, tmp_path):
+  words = [f'--input={files / "a.txt"}', f'--set=data.records={tmp_path / "records"}']
+  assert launch(experiment / 'width_3', tmp_path / 'out', *words) == 0
+  assert not (tmp_path / 'records').exists()
+
+
 def test_inputs_in_all_ways_each_file_once(experiment, files, tmp_path):
   out = tmp_path / 'out'
   words = [
