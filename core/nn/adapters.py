@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
-from core.nn.layers import gelu, quick_gelu
+from core.nn.layers import dense, gelu, quick_gelu
 from core.nn.transformer import Adapter, Tokens
 
 _xavier = nn.initializers.xavier_uniform
@@ -52,12 +52,12 @@ def lora(rank: int, alpha: float, targets: Sequence[str] = ('query', 'value')) -
   if rank < 1:
     raise UserError(f'LoRA rank is {rank}, expected at least 1.')
 
-  def dense(features: int, *, name: str, **options: Any) -> nn.Module:
+  def linear(features: int, *, name: str, **options: Any) -> nn.Module:
     if name in targets:
       return LoRADense(features, rank=rank, alpha=alpha, name=name, **options)
-    return nn.Dense(features, name=name, **options)
+    return dense(features, name=name, **options)
 
-  return dense
+  return linear
 
 
 class ConvPass(nn.Module):
@@ -83,7 +83,7 @@ class ConvPass(nn.Module):
     """x [B, N, C] -> [B, N, C]."""
     if len(tokens.grid) < 2 or tokens.prefix + int(np.prod(tokens.grid)) != x.shape[1]:
       raise UserError(f'ConvPass needs an image grid; {x.shape[1]} tokens were declared as {tokens}.')
-    h = quick_gelu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_xavier(), name='down')(x))
+    h = quick_gelu(dense(self.hidden, dtype=self.dtype, kernel_init=_xavier(), name='down')(x))
     conv = nn.Conv(self.hidden, (3, 3), padding=1, dtype=self.dtype, kernel_init=_xavier(), name='conv')
     prefix, grid = h[:, : tokens.prefix], h[:, tokens.prefix :]
     convolved = conv(grid.reshape(-1, *tokens.grid[-2:], self.hidden)).reshape(grid.shape)
@@ -91,7 +91,7 @@ class ConvPass(nn.Module):
       alone = conv(prefix.reshape(-1, 1, 1, self.hidden)).reshape(prefix.shape)
       convolved = jnp.concatenate([alone, convolved], axis=1)
     h = nn.Dropout(self.dropout)(quick_gelu(convolved), deterministic=deterministic)
-    return self.scale * nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=_zeros, name='up')(h)
+    return self.scale * dense(x.shape[-1], dtype=self.dtype, kernel_init=_zeros, name='up')(h)
 
 
 class Bottleneck(nn.Module):
@@ -104,8 +104,8 @@ class Bottleneck(nn.Module):
   def __call__(self, x: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
     """x [B, N, C] -> [B, N, C]."""
     del tokens, deterministic
-    h = gelu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=_xavier(), name='down')(x))
-    return x + nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=_zeros, name='up')(h)
+    h = gelu(dense(self.hidden, dtype=self.dtype, kernel_init=_xavier(), name='down')(x))
+    return x + dense(x.shape[-1], dtype=self.dtype, kernel_init=_zeros, name='up')(h)
 
 
 class LoRADense(nn.Module):

@@ -4,7 +4,7 @@ Images, clips, sentences and latents are all token sequences [B, N, C] here. Wha
 the tokens come from travels beside them as `Tokens`. Papers change blocks in two ways, both given from outside:
 
   adapter  an `Adapter`: a module beside ('parallel') or behind ('sequential') attention and MLP (`core.nn.adapters`)
-  dense    what makes the block's linear layers: `nn.Dense`, or `core.nn.adapters.lora(...)`
+  dense    what makes the block's linear layers: `core.nn.layers.dense`, or `core.nn.adapters.lora(...)`
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from core.errors import UserError
-from core.nn.layers import attention, gelu
+from core.nn.layers import attention, dense, gelu
 
 POSITIONS = ('parallel', 'sequential')
 
@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
   heads: int
   qkv_bias: bool = True
   dtype: Any = jnp.float32
-  dense: Callable[..., nn.Module] = nn.Dense
+  dense: Callable[..., nn.Module] = dense
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -77,12 +77,12 @@ class SelfAttention(nn.Module):
     width = x.shape[-1]
     if width % self.heads:
       raise UserError(f'{self.heads} attention heads do not divide the width {width}.')
-    dense = functools.partial(self.dense, width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    linear = functools.partial(self.dense, width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
     query, key, value = (
-      dense(use_bias=self.qkv_bias, name=name)(x).reshape(*x.shape[:-1], self.heads, width // self.heads)
+      linear(use_bias=self.qkv_bias, name=name)(x).reshape(*x.shape[:-1], self.heads, width // self.heads)
       for name in ('query', 'key', 'value')
     )
-    return dense(name='out')(attention(query, key, value, mask=mask).reshape(x.shape))
+    return linear(name='out')(attention(query, key, value, mask=mask).reshape(x.shape))
 
 
 class Mlp(nn.Module):
@@ -90,13 +90,13 @@ class Mlp(nn.Module):
 
   hidden: int
   dtype: Any = jnp.float32
-  dense: Callable[..., nn.Module] = nn.Dense
+  dense: Callable[..., nn.Module] = dense
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [B, N, C] -> [B, N, C]."""
-    dense = functools.partial(self.dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
-    return dense(x.shape[-1], name='down')(gelu(dense(self.hidden, name='up')(x)))
+    linear = functools.partial(self.dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    return linear(x.shape[-1], name='down')(gelu(linear(self.hidden, name='up')(x)))
 
 
 class Block(nn.Module):
@@ -108,7 +108,7 @@ class Block(nn.Module):
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
   adapter: Adapter | None = None
-  dense: Callable[..., nn.Module] = nn.Dense
+  dense: Callable[..., nn.Module] = dense
 
   @nn.compact
   def __call__(
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
   adapter: Adapter | None = None
-  dense: Callable[..., nn.Module] = nn.Dense
+  dense: Callable[..., nn.Module] = dense
   remat: bool = False
   scan: bool = False
 

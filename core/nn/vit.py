@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from core.errors import UserError, nearest
+from core.nn.layers import dense
 from core.nn.transformer import Adapter, Encoder, Tokens
 
 VARIANTS = {
@@ -86,7 +87,7 @@ class ViT(nn.Module):
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
   adapter: Adapter | None = None
-  dense: Callable[..., nn.Module] = nn.Dense
+  dense: Callable[..., nn.Module] = dense
   remat: bool = False
   scan: bool = False
 

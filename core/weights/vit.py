@@ -118,11 +118,11 @@ def export(params: Mapping[str, Any], layout: str) -> dict[str, Any]:
   return table.export(transformer.unstack_blocks(params), _layout(layout), skip=adapters.is_adapter)
 
 
-def infer(tensors: files.Tensors) -> tuple[dict[str, Any], tuple[int, int]]:
+def infer(tensors: files.Tensors, image_size: tuple[int, int] | None = None) -> tuple[dict[str, Any], tuple[int, int]]:
   """(arguments of `core.nn.vit.ViT`, image size) of the network that the tensors are for.
 
   The number of heads leaves no trace in the tensors: it is read from config.json, else taken as width / 64.
-  A grid of positions is taken as square where config.json does not say otherwise.
+  A grid of positions is taken as square where neither `image_size` nor config.json says otherwise.
   """
   layout, prefix = detect(list(tensors), list(LAYOUTS.values()), tensors.source)
   shapes = {name.removeprefix(prefix): shape for name, shape in tensors.shapes.items()}
@@ -146,8 +146,8 @@ def infer(tensors: files.Tensors) -> tuple[dict[str, Any], tuple[int, int]]:
     'pool': 'class' if class_token else 'mean',
     'qkv_bias': query in shapes,
   }
-  size = tensors.config.get('image_size')
-  if size is None or timm:
+  size = image_size or (None if timm else tensors.config.get('image_size'))
+  if size is None:
     rows = columns = resize.square(shapes[positions][1] - class_token, tensors.source)
     size = (rows * patch[0], columns * patch[1])
   return fields, (size, size) if isinstance(size, int) else tuple(size)

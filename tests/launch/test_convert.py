@@ -1,0 +1,137 @@
+"""The command `python -m launch.convert`: what a file holds, layouts to layouts, a run's backbone to a public file."""
+
+import types
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core.nn import adapters, resnet, vit
+from core.weights import files
+from core.weights import resnet as resnet_weights
+from core.weights import vit as vit_weights
+from launch import convert
+
+VIT = {'patch': 8, 'width': 12, 'depth': 2, 'heads': 2, 'mlp_dim': 20}
+
+
+def leaves(network, size=(24, 24)):
+  """{path: random array} of a network's collections."""
+  shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *size, 3)))
+  rng = np.random.default_rng(0)
+  flat = {
+    path: leaf for tree in shapes.values() for path, leaf in flax.traverse_util.flatten_dict(tree, sep='/').items()
+  }
+  return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat.items()}
+
+
+@pytest.fixture
+def timm_file(tmp_path):
+  tensors = vit_weights.export(leaves(vit.ViT(**VIT)), 'timm')
+  files.write(tmp_path / 'in.safetensors', tensors | {'head.weight': np.ones((1000, 12), np.float32)})
+  return tmp_path / 'in.safetensors'
+
+
+def test_a_file_is_described_and_accounted_for(timm_file, capsys):
+  assert convert.main([f'--input={timm_file}', '--arch=vit']) == 0
+  printed = capsys.readouterr().out
+  assert 'vit: patch (8, 8), width 12, depth 2' in printed and 'image_size (24, 24)' in printed
+  assert 'layout timm' in printed and "head.weight: the source's own classifier" in printed
+  assert 'fresh    0 leaves' in printed
+
+
+def test_one_layout_becomes_another_and_back(timm_file, tmp_path, capsys):
+  there, back = tmp_path / 'there.safetensors', tmp_path / 'back.safetensors'
+  assert convert.main([f'--input={timm_file}', f'--output={there}', '--layout=transformers']) == 0
+  assert convert.main([f'--input={there}', f'--output={back}', '--layout=timm']) == 0
+  assert 'read back equal' in capsys.readouterr().out
+  first, last = files.read(timm_file), files.read(back)
+  assert set(last) == set(first) - {'head.weight'}
+  for name in last:
+    np.testing.assert_array_equal(last[name], first[name], err_msg=name)
+
+
+def test_a_resnet_is_seen_from_its_names(tmp_path, capsys):
+  own = leaves(resnet.ResNet((1, 1), (8, 8), stem_width=8))
+  files.write(tmp_path / 'r.safetensors', resnet_weights.export(own, 'torchvision'))
+  assert convert.main([f'--input={tmp_path / "r.safetensors"}']) == 0
+  assert 'resnet: depths (1, 1), widths (8, 8), bottleneck False, stem_width 8' in capsys.readouterr().out
+
+
+def test_images_that_are_not_square_are_named(tmp_path, capsys):
+  files.write(tmp_path / 'v.safetensors', vit_weights.export(leaves(vit.ViT(**VIT), (16, 40)), 'timm'))
+  assert convert.main([f'--input={tmp_path / "v.safetensors"}']) == 2
+  assert '10 places are no square grid' in capsys.readouterr().err
+  assert convert.main([f'--input={tmp_path / "v.safetensors"}', '--image_size=16,40']) == 0
+  assert 'resized' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('layout', ['timm', 'transformers'])
+def test_the_backbone_of_a_run_is_exported_without_what_has_no_public_name(tmp_path, monkeypatch, capsys, layout):
+  own = leaves(vit.ViT(**VIT, adapter=adapters.convpass(), scan=True))
+  params = {f'backbone/{path}': leaf for path, leaf in own.items()} | {'head/kernel': np.ones((12, 2), np.float32)}
+  variables = {'params': flax.traverse_util.unflatten_dict(params, sep='/')}
+  asked = []
+  restore = lambda workdir, which: asked.append((workdir, which)) or (variables, {})  # noqa: E731
+  monkeypatch.setattr(convert.checkpoint, 'restore_variables', restore)
+  output = tmp_path / 'backbone.safetensors'
+  assert convert.main(['--workdir=RUN', '--which=last', f'--output={output}', f'--layout={layout}']) == 0
+  assert asked == [('RUN', 'last')]
+  printed = capsys.readouterr().out
+  assert "13 leaves without a public name stay behind: ['adapters', 'head']" in printed
+  network = vit.ViT(**VIT)
+  loaded, account = vit_weights.load(leaves(network), files.read(output), grid=(3, 3))
+  assert not account.ignored and set(loaded) == set(leaves(network))
+  kernel = own['encoder/blocks/mlp/up/kernel']
+  np.testing.assert_array_equal(loaded['encoder/block_1/mlp/up/kernel'], kernel[1])
+  assert convert.main(['--workdir=RUN', '--prefix=bakcbone', f'--output={output}', f'--layout={layout}']) == 2
+  assert "Did you mean 'backbone'" in capsys.readouterr().err
+
+
+def test_a_real_checkpoint_is_exported(tmp_path, capsys):
+  """Through orbax, with batch statistics and a trained leaf among the frozen ones."""
+  from core.train import checkpoint, state
+  from core.train import mesh as mesh_lib
+  from core.train.task import Stage
+
+  own = leaves(resnet.ResNet((1,), (8,), stem_width=8))
+  trees = {'params': {}, 'batch_stats': {}}
+  for path, leaf in own.items():
+    trees['batch_stats' if path.endswith(('mean', 'var')) else 'params'][f'backbone/{path}'] = leaf
+  trees['params']['head/kernel'] = np.ones((8, 2), np.float32)
+  variables = {name: flax.traverse_util.unflatten_dict(tree, sep='/') for name, tree in trees.items()}
+  stage = Stage('made', run=lambda context: variables)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  meta = {'format': checkpoint.FORMAT, 'step': 1, 'monitor': None}
+  checkpoints.save_last(1, state.create(variables, stage, mesh_lib.make()), {}, meta)
+  checkpoints.close()
+  output = tmp_path / 'backbone.safetensors'
+  assert convert.main([f'--workdir={tmp_path}', f'--output={output}', '--layout=torchvision']) == 0
+  loaded, _ = resnet_weights.load(
+    {path: types.SimpleNamespace(shape=x.shape, dtype=x.dtype) for path, x in own.items()}, files.read(output)
+  )
+  for path, leaf in own.items():
+    np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize(
+  ('words', 'expected'),
+  [
+    ([], 'either --input'),
+    (['--input=FILE', '--workdir=x'], 'either --input'),
+    (['--input=FILE', '--output=x.safetensors'], 'go together'),
+    (['--workdir=x'], '--workdir needs both'),
+    (['--input=FILE', '--arch=resnet'], 'no known layout; expected torchvision'),
+    (['--input=FILE', '--output=x.safetensors', '--layout=tim'], "Did you mean 'timm'"),
+    (['--input=FILE', '--sha256=00'], 'expected 00'),
+    (['--input=FILE', '--image_size=24'], 'expected HEIGHT,WIDTH'),
+    (['--input=/nowhere.safetensors'], 'no such file'),
+    (['--workdir=/nowhere', '--output=x.safetensors', '--layout=timm'], 'no complete checkpoint'),
+  ],
+)  # fmt: skip
+def test_mistakes_end_in_one_line(timm_file, words, expected, capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert convert.main([word.replace('FILE', str(timm_file)) for word in words]) == 2
+  assert expected in capsys.readouterr().err
