@@ -112,7 +112,8 @@ def _train(task_class: type[Task], config: Any, workdir: pathlib.Path, name: str
   fold.unread = config_lib.unread(config) if begins else ()
   if jax.process_index() == 0:
     _write(fold, task, sections, name, invocation, time.monotonic() - begun)
-    print(command.text_table(report.evaluation_table(fold.evaluations)), flush=True)
+    shown = report.Table(['', 'chosen checkpoint'], [[key, fold.scalars[key]] for key in headline(task, fold.scalars)])
+    print(command.text_table(shown), flush=True)
   return fold
 
 

@@ -104,7 +104,7 @@ def write(
     title: heading.
     summary: names and values at the top of the page.
     history: rows of the run (`core.train.loop.TrainResult.history`), drawn as curves.
-    sections: of the system, after the curves.
+    sections: of the system, first on the page.
     evaluations: '<split>/<evaluator>' -> scalars of the chosen checkpoint.
     entries: names of the entries of vector metrics (`core.train.task.Task.entries`).
     best_step: the chosen checkpoint's step, marked in the curves.
@@ -116,14 +116,15 @@ def write(
   Returns:
     The path.
   """
-  parts: list[tuple[str, str]] = []
-  if evaluations:
-    parts.append(('Evaluation of the chosen checkpoint', _table(evaluation_table(evaluations))))
+  parts = [(section.title, _section(section)) for section in sections]
   if curves_of := curves.learning(history, entries or {}, best_step):
     parts.append(('Learning curves', _figures(curves_of)))
   if judged := curves.evaluations(history, best_step):
     parts.append(('Evaluations during training', _figures(judged)))
-  parts += [(section.title, _section(section)) for section in sections]
+  if evaluations:
+    every = evaluation_table(evaluations)
+    folded = f'<details><summary>{len(every.rows)} scalars of the chosen checkpoint</summary>{_table(every)}</details>'
+    parts.append(('All numbers', folded))
   parts += _provenance(config, unread, platform)
   return _save(path, html.page(title, _head(summary, command), parts))
 

@@ -105,8 +105,8 @@ def test_everything_is_there_and_escaped(page):
 
 def test_drawings_are_svg_and_pixels_png(page):
   kinds = [source.split(';')[0] for source in page[1].images]
-  # The curves: loss, other scalars, risks, evaluations; then the section's three.
-  assert kinds == ['data:image/svg+xml'] * 5 + ['data:image/png'] * 2
+  # The section's drawing and its two pictures; then the curves: loss, other scalars, risks, evaluations.
+  assert kinds == ['data:image/svg+xml', *['data:image/png'] * 2, *['data:image/svg+xml'] * 4]
   data = [base64.b64decode(source.split(',')[1]) for source in page[1].images]
   assert data[0].lstrip().startswith(b'<?xml') and data[-1].startswith(b'\x89PNG')
 
