@@ -108,14 +108,14 @@ def _tiles(folder: str) -> np.ndarray:
   for path, picture in pictures:
     if picture.shape != shape or shape[0] != shape[1]:
       raise UserError(
-        f"Blue noise '{path}' is {picture.shape[1]} x {picture.shape[0]}, expected squares of {shape[0]}: a tile that is "
-        'cut or resized is no blue noise any more.'
+        f"Blue noise '{path}' is {picture.shape[1]} x {picture.shape[0]}, expected squares of {shape[0]}: a tile "
+        'that is cut or resized is no blue noise any more.'
       )
   return np.stack([picture for _, picture in pictures])
 
 
 def _lattices(folder: str) -> np.ndarray:
-  """Sub-pixel textures at a third of their size (spec: windows of 3W are resized to W), their middles cut to one size."""
+  """Sub-pixel textures at a third of their size (spec: windows of 3W become W), their middles cut to one size."""
   pictures = []
   for path in _files(folder):
     picture = _open(path)

@@ -24,18 +24,18 @@ from fas.fas_aug.staging import stage
 _SRGB = 0.0  # stands for the piecewise curve of IEC 61966-2-1 in the table below
 
 _PROFILES = {
-  # name: red X Y Z, green X Y Z, blue X Y Z (colorants, D50 connection space), exponent
-  'adobe_rgb_1998': ('.6097 .3111 .0195  .2053 .6257 .0609  .1492 .0632 .7446', 2.1992),
-  'apple_rgb': ('.4755 .2552 .0184  .3397 .6726 .1133  .1490 .0723 .6931', 1.8008),
-  'colormatch_rgb': ('.5094 .2749 .0243  .3208 .6581 .1087  .1339 .0670 .6919', 1.8008),
-  'srgb': ('.4361 .2225 .0139  .3851 .7169 .0971  .1431 .0606 .7141', _SRGB),
-  'cie_rgb': ('.4338 .1588 -.0016  .3556 .8421 .0176  .1748 -.0009 .8089', 2.1992),
-  'prophoto': ('.7975 .2880 0  .1353 .7119 0  .0314 .0001 .8249', 1.7969),
-  'prophoto_d65': ('.8153 .2990 -.0029  .1601 .7183 .0096  -.0112 -.0172 .8183', 1.7969),
-  'srgb_gamma22': ('.4359 .2224 .0139  .3853 .7170 .0971  .1430 .0606 .7139', 2.1992),
-  'max_rgb': ('.8563 .3103 0  .0766 .6896 0  .0313 .0001 .8249', 2.1992),
-  'don_rgb_4': ('.6458 .2784 .0037  .1933 .6880 .0180  .1250 .0337 .8032', 2.1992),
-  'best_rgb': ('.6327 .2285 0  .2045 .7374 .0095  .1269 .0342 .8154', 2.1992),
+  # name: red X Y Z, green X Y Z, blue X Y Z (colorants, D50 connection space; the spec's, one digit more), exponent
+  'adobe_rgb_1998': ('.60974 .31111 .01947  .20528 .62567 .06087  .14919 .06322 .74457', 2.1992),
+  'apple_rgb': ('.47554 .25516 .01845  .33972 .67259 .11333  .14896 .07225 .69312', 1.8008),
+  'colormatch_rgb': ('.50945 .27495 .02426  .32085 .65810 .10875  .13391 .06697 .69189', 1.8008),
+  'srgb': ('.43607 .22249 .01392  .38515 .71687 .09708  .14307 .06061 .71410', _SRGB),
+  'cie_rgb': ('.43382 .15884 -.00156  .35556 .84207 .01761  .17482 -.00090 .80885', 2.1992),
+  'prophoto': ('.79752 .28799 .00002  .13525 .71188 -.00003  .03143 .00012 .82494', 1.7969),
+  'prophoto_d65': ('.81534 .29897 -.00291  .16013 .71828 .00957  -.01125 -.01723 .81827', 1.7969),
+  'srgb_gamma22': ('.43585 .22238 .01392  .38533 .71704 .09712  .14302 .06059 .71385', 2.1992),
+  'max_rgb': ('.85629 .31030 0  .07660 .68962 .00002  .03131 .00008 .82487', 2.1992),
+  'don_rgb_4': ('.64584 .27838 .00371  .19331 .68796 .01799  .12505 .03366 .80321', 2.1992),
+  'best_rgb': ('.63274 .22847 0  .20451 .73735 .00952  .12694 .03418 .81538', 2.1992),
 }
 
 PROFILES = tuple(_PROFILES)
@@ -66,7 +66,7 @@ _INKS = {
 }
 
 INKS = tuple(_INKS)
-"""The distinct inks of the release's seven CMYK profiles; the two uncoated US ones agree without black and count twice."""
+"""The distinct inks of the release's seven CMYK profiles: the two uncoated US ones agree without black, count twice."""
 
 _COVERAGE = {
   'K': (1, 1, 1),
@@ -185,7 +185,7 @@ def draw_ink(uniform: jax.Array) -> jax.Array:
 
 
 def printed(image: jax.Array, ink: jax.Array | int, target: jax.Array | int) -> jax.Array:
-  """[H, W, 3] (sRGB) after printing in `ink` (index into `INKS`) and viewing in profile `target`: Yule-Nielsen-Neugebauer.
+  """[H, W, 3] (sRGB) printed in `ink` (index into `INKS`), seen in profile `target`: Yule-Nielsen-Neugebauer.
 
   Coverage c = 1 - x, dot gain c' = clip(c + 4 g c (1 - c)), lin = (sum_i w_i P_i^(1/n))^n over the 8 overprints
   (Demichel weights w_i), then the target's matrix and curve. Parameters: spec, fitted to the public profiles (mean
@@ -268,7 +268,7 @@ def bake_icc(cmyk_dir: str | pathlib.Path, rgb_dir: str | pathlib.Path) -> np.nd
 
 
 def profiles_in(folder: str | pathlib.Path, space: str, preferred: Sequence[str] = ()) -> dict[str, object]:
-  """{file stem: opened Pillow ICC profile} of a folder's .icc and .icm files, sorted; of `preferred` stems if any is there."""
+  """{file stem: opened Pillow ICC profile} of a folder, sorted; of the `preferred` stems alone, if any is there."""
   from PIL import ImageCms
 
   folder = pathlib.Path(folder).expanduser()

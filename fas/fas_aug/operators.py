@@ -1,7 +1,7 @@
 """The eight operators of FAS-Aug: what happens to a face when it is captured, and when a picture of it is recaptured.
 
-Each is a pure function `op(key, image, level, assets=None) -> image` of the same shape: image f32 [H, W, 3] in [0, 1] of any
-size, level in [0, 1] (0 changes nothing, bit for bit). One implementation serves three ways:
+Each is a pure function `op(key, image, level, assets=None) -> image` of the same shape: image f32 [H, W, 3] in [0, 1]
+of any size, level in [0, 1] (0 changes nothing, bit for bit). One implementation serves three ways:
 
   # A notebook, or a grain / tf.data worker: numpy in, numpy out (f32, or uint8), run on the CPU whatever else there is.
   picture = operators.moire(seed, picture, 5 / 9)
@@ -23,8 +23,8 @@ size, level in [0, 1] (0 changes nothing, bit for bit). One implementation serve
 | 6 | hand_trembling   | 1 .. 16 px                  | kept     | motion blur                       |
 | 7 | low_resolution   | .01 .. .90                  | kept     | a poor camera                     |
 
-Levels come in ten steps, k / 9; the magnitude is low + level (high - low) (spec 3.1). What the operators draw from can be
-replaced by a user's own pictures and ICC profiles, see assets.py.
+Levels come in ten steps, k / 9; the magnitude is low + level (high - low) (spec 3.1). What the operators draw from can
+be replaced by a user's own pictures and ICC profiles, see assets.py.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def operator(function: Callable[[jax.Array, jax.Array, jax.Array, Assets], jax.A
 
   def traced(key, image, level, assets):
     level = jnp.asarray(level, jnp.float32)
-    out = function(key, image, level, assets)
-    flat = (image.shape[0], -1)  # rows of one long axis: loops over a last axis of 3 are not vectorised
-    return jnp.where(level > 0, jnp.clip(out.reshape(flat), 0, 1), image.reshape(flat)).reshape(image.shape)
+    return jnp.where(level > 0, jnp.clip(function(key, image, level, assets), 0, 1), image)
 
   compiled = jax.jit(traced)
 
@@ -103,8 +101,7 @@ def on_cpu(
 
 def blend(image: jax.Array, texture: jax.Array, amount: jax.Array) -> jax.Array:
   """(1 - a) x + a t."""
-  flat = (image.shape[0], -1)
-  return ((1 - amount) * image.reshape(flat) + amount * texture.reshape(flat)).reshape(image.shape)
+  return (1 - amount) * image + amount * texture
 
 
 def _amount(name: str, level: jax.Array | float) -> jax.Array | float:
@@ -113,7 +110,7 @@ def _amount(name: str, level: jax.Array | float) -> jax.Array | float:
 
 @operator
 def color_diversity(key: jax.Array, image: jax.Array, level: jax.Array, assets: Assets) -> jax.Array:
-  """Another camera: the picture taken as of RGB profile A is converted to B; both uniform over 11, so the same at times."""
+  """Another camera: taken as of RGB profile A, converted to B; both uniform over 11, so now and then the same."""
   source, target = pick(jax.random.uniform(key, (2,)), len(color.PROFILES))
   return color.convert(image, source, target)
 
@@ -197,10 +194,11 @@ def sfc_halftone(key: jax.Array, image: jax.Array, level: jax.Array, assets: Ass
   greys = sfc_greys(image, textures.LUMA[::-1] if assets.parity else textures.LUMA)
   dots = stage(lambda g: sfc_dots(g).astype(jnp.float32), greys)
   h, w, _ = image.shape
-  if dots.shape != (h, w):  # a side that three does not divide: stretched by up to two pixels
-    stretch = [resample.cubic(jnp.arange(n), n // 3 * 3, n, a=-0.5) for n in (h, w)]
-    dots = stage(lambda x: jnp.clip(x, 0, 1), resample.both(dots, *stretch))
-  return blend(image, jnp.broadcast_to(dots[..., None], image.shape), _amount('sfc_halftone', level))
+  if dots.shape != (h, w):  # a side that three does not divide: stretched by up to two pixels, as Pillow does it
+    for n in (w, h):
+      taps = resample.cubic(jnp.arange(n), n // 3 * 3, n, a=-0.5)
+      dots = stage(lambda x: jnp.clip(x, 0, 1), resample.rows(dots.T, taps))
+  return blend(image, dots[..., None], _amount('sfc_halftone', level))
 
 
 DIRECTIONS = ('H', 'V', 'D', 'U')
@@ -301,7 +299,7 @@ FLIPS = tuple(entry.flips for entry in OPERATORS.values())
 
 
 def magnitude(name: str, k: int, size: int = 256) -> float | int:
-  """What level k in 0..9 means, for tables and reports: the share of a blend, px of trembling, px that low_resolution leaves.
+  """What level k in 0..9 means, for reports: share of a blend, px of trembling, px that low_resolution leaves.
 
   At k = 0 (identity): 0, 1 px and `size`. The colour operators are off (0) or on (1).
   """

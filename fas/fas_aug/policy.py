@@ -4,9 +4,9 @@
   images, labels, flipped = policy.apply_batch(key, images, labels, policies, domain)
 
 A policy is Q sub-policies of two (operator, level) pairs, drawn anew for every epoch and augmented domain: operators
-uniform with replacement, levels uniform over ten. An image of that domain takes one of the Q at random and meets its two
-operators in order; there is no further chance of application. A live image becomes spoof where one of the two changes the
-label and has a level above 0: with the bag 'fas', 81% of the time.
+uniform with replacement, levels uniform over ten. An image of that domain takes one of the Q at random and meets its
+two operators in order; there is no further chance of application. A live image becomes spoof where one of the two
+changes the label and has a level above 0: with the bag 'fas', 81% of the time.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def by_operator(keys, images, labels, policies, domain, *, bag, assets):
 
 
 def describe(policy: Policy, bag: str = 'fas') -> list:
-  """A policy as plain data: its sub-policies, each a list of {'operator': name, 'level': k}; a list of these for a stack."""
+  """A policy as plain data: sub-policies, lists of {'operator': name, 'level': k}; for a stack, a list of policies."""
   ops, levels = np.asarray(policy.ops), np.asarray(policy.levels)
   if ops.ndim > 2:
     return [describe(Policy(o, k), bag) for o, k in zip(ops, levels, strict=True)]

@@ -39,20 +39,20 @@ TILES = 16
 
 @functools.cache
 def blue_noise_tiles() -> np.ndarray:
-  """uint8 [16, 64, 64]: tiles whose histogram is exactly uniform and whose spectrum is blue; 0.3 s, once per process.
+  """uint8 [16, 64, 64]: tiles whose histogram is exactly uniform and whose spectrum is blue; 50 ms, once per process.
 
   White noise, alternately high-passed and brought back to a uniform histogram by its ranks. The spectrum of the CC0
-  tiles that the release ships, relative to white: 0 in the lowest quarter of frequencies, .18 at half of Nyquist, 1.3 to
-  1.6 near it (spec).
+  tiles that the release ships, relative to white: 0 in the lowest quarter of frequencies, .18 at half of Nyquist, 1.3
+  to 1.6 near it (spec).
   """
   rng = np.random.default_rng(0)
   frequency = np.fft.fftfreq(TILE)
   radius = np.hypot(frequency[:, None], frequency)
-  gain = 1 - np.exp(-((radius / 0.31) ** 6))
+  gain = 1 - np.exp(-((radius / 0.2) ** 2))
   tiles = np.empty((TILES, TILE, TILE), np.uint8)
   for tile in tiles:
     x = rng.random((TILE, TILE))
-    for _ in range(24):
+    for _ in range(5):
       x = np.fft.ifft2(np.fft.fft2(x - x.mean()) * gain).real
       ranks = np.argsort(np.argsort(x, axis=None, kind='stable'), kind='stable')
       x = ranks.reshape(x.shape) / x.size
@@ -61,7 +61,7 @@ def blue_noise_tiles() -> np.ndarray:
 
 
 def blue_noise(key: jax.Array, height: int, width: int, *, roll: bool = True) -> jax.Array:
-  """A tile repeated over the picture; three independent channels in two draws of three, grey in the third (spec: 32 of 48).
+  """A tile repeated over the picture; independent channels in two draws of three, grey in the third (spec: 32 of 48).
 
   Rolled at random, so that no tile can be learnt by heart (our choice; not in parity mode).
   """
@@ -133,7 +133,7 @@ LATTICES = {
 """The release's 19 families by its names; the pitch is the period of the green channel along a row."""
 
 BLEED = 0.7
-"""Texture px by which a sub-pixel outgrows its share where there is no gap; the mean level of the release's textures."""
+"""Texture px by which a sub-pixel outgrows its share where there is no gap, from the release's textures' mean level."""
 
 GAP = 0.8
 """Texture px of black between sub-pixels, where there are gaps."""
@@ -171,7 +171,7 @@ _LATTICE = _lattice_table()
 def moire(
   key: jax.Array, height: int, width: int, *, antialias: bool | None = None, family: int | jax.Array | None = None
 ) -> jax.Array:
-  """A lattice of sub-pixels in mild perspective (coefficients U(-2e-4, 2e-4) per texture px), turned by U(-3, 3) degrees.
+  """A lattice of sub-pixels in mild perspective (U(-2e-4, 2e-4) per texture px), turned by U(-3, 3) degrees.
 
   Args:
     key: randomness: family, pitch, phase, pose.

@@ -1,8 +1,8 @@
-"""The bag that FAS-Aug is compared with: the fifteen operators of AutoAugment, none of which changes the label (spec 4).
+"""The bag that FAS-Aug is compared with: the fifteen operators of AutoAugment, none of which changes labels (spec 4).
 
-The same signature as in operators.py, `op(key, image, level, assets=None)`; level 0 changes nothing (the release's rule for
-both bags). Geometry samples the nearest pixel and fills with black, as Pillow does by default. What is defined on 8-bit
-pictures (equalize, autocontrast, posterize, solarize) works on values rounded to 8 bits.
+The same signature as in operators.py, `op(key, image, level, assets=None)`; level 0 changes nothing (the release's rule
+for both bags). Geometry samples the nearest pixel and fills with black, as Pillow does by default. What is defined on
+8-bit pictures (equalize, posterize, solarize) works on values rounded to 8 bits.
 """
 
 from __future__ import annotations
