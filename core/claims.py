@@ -1,34 +1,41 @@
 """Claims: the comparisons that a paper or our spec makes, trained over several seeds and judged by one rule.
 
-A system's `claims.py` declares `CLAIMS` (list of `Claim`) and `NON_CLAIMS` (list of `NonClaim`); `launch.claims` runs them:
+A system's `claims.py` declares `CLAIMS` (list of `Claim`) and `NON_CLAIMS` (list of `NonClaim`), which `launch.claims`
+runs:
 
-  results = claims.run(CLAIMS, workdir, seeds=3)           # trains the missing (variant, seed) cells
-  print(claims_report.write(results, NON_CLAIMS, workdir)) # claims.json, claims.md, claims.png
+  results = claims.run(CLAIMS, workdir, seeds=3)                            # trains the missing (variant, seed) cells
+  print(claims_report.write(results, NON_CLAIMS, workdir, title='Claims'))  # claims.md, claims.json, claims.png
 
-The rule. A check compares a metric of two variants (or of a variant and a number), seed by seed. Its excess is by how much
-the comparison is fulfilled: for `left >= factor * right + margin` it is left - factor * right - margin. With the mean of
-the excess over the seeds and the standard error of that mean,
+The rule. A check compares a metric of two variants (or of a variant and a number), seed by seed. Its excess is by how
+much the comparison is fulfilled: for `left >= factor * right + margin` it is left - factor * right - margin. With the
+mean of the excess over the seeds and the standard error of that mean,
 
   supported       mean >=  2 standard errors      the comparison, its margin included, holds beyond the seeds' noise
   not supported   mean <= -2 standard errors      it fails beyond the noise
   inconclusive    in between, a single seed, or a metric that is not a number
 
-Two standard errors are a convention, not a proof: with three seeds an effect of exactly the margin passes in one case of
-eleven (P(t > 2) of Student's t with two degrees of freedom); more seeds make it sharper. A claim is supported when all its
-checks are, and not supported when one is not. Its negative controls are comparisons that must NOT hold: a control that
-comes out supported says that the experiment cannot tell, and then the claim is not supported, whatever its checks say.
+Two standard errors are a convention, not a proof: with three seeds an effect of exactly the margin passes in one case
+of eleven (P(t > 2) of Student's t with two degrees of freedom); more seeds make it sharper.
+
+A claim is supported when all its checks are, and not supported when one is not. Its negative controls are comparisons
+that must NOT hold: a control that comes out supported says that the experiment cannot tell, and then the claim is not
+supported, whatever its checks say.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -59,14 +66,19 @@ class Variant(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A variant given as a function: `function(seed, workdir, **options) -> {metric: number}`."""
+  """A variant given as a function: `function(seed, workdir, **options) -> {metric: number}`.
+
+  Its settings are its options and the code of the module that it stands in (comments and docstrings aside): a changed
+  experiment starts afresh. The code of other modules does not count; delete the cells when it matters.
+  """
 
   function: Callable[..., Metrics]
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def settings(self) -> Mapping[str, Any]:
-    """The function's name and its options."""
-    return {'function': f'{self.function.__module__}.{self.function.__qualname__}', 'options': dict(self.options)}
+    """The function's name, its module's code as a hash, its options."""
+    name = f'{self.function.__module__}.{self.function.__qualname__}'
+    return {'function': name, 'code': code_hash(self.function.__module__), 'options': dict(self.options)}
 
   def __call__(self, seed: int, workdir: pathlib.Path) -> Metrics:
     return self.function(seed, workdir, **self.options)
@@ -323,6 +335,16 @@ def run(
 def slug(text: str) -> str:
   """A name for a file: lower-case letters, digits and single dashes."""
   return '-'.join(''.join(c if c.isalnum() else ' ' for c in text.lower()).split())
+
+
+@functools.cache
+def code_hash(module: str) -> str:
+  """Ten digits that change with the code of an imported module, but not with its comments, docstrings and layout."""
+  tree = ast.parse(inspect.getsource(sys.modules[module]))
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+      node.value.value = ''
+  return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:10]
 
 
 class _Cells:

@@ -37,7 +37,7 @@ def systems(root: pathlib.Path = REPOSITORY) -> list[str]:
 
 
 def resolve(name: str, known: list[str]) -> str:
-  """The full name of a system given by that or by its folder's name; raises `UserError` when that is not exactly one."""
+  """The full name of a system given by that or by its folder; raises `UserError` when that is not exactly one."""
   matches = [system for system in known if name in (system, system.split('.')[1])]
   if len(matches) != 1:
     problem = f"'{name}' means {' and '.join(matches)}" if matches else f"There is no system '{name}' with claims"

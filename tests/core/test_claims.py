@@ -1,6 +1,8 @@
 """The claims engine: three verdicts, controls, resuming, changed settings, files that are whole or absent."""
 
+import importlib
 import json
+import linecache
 import math
 import sys
 import types
@@ -178,6 +180,22 @@ def test_cells_of_other_settings_are_not_mixed_in(tmp_path):
   assert {name for name, _ in TRAINED} == {'new'}
   assert changed.verdict == NOT_SUPPORTED
   assert any('settings have changed' in line for line in lines)
+
+
+def test_changed_code_counts_as_a_change_and_a_comment_does_not(tmp_path, monkeypatch):
+  def digest(source):
+    (tmp_path / 'experiment.py').write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'experiment', raising=False)
+    importlib.invalidate_caches()
+    linecache.clearcache()
+    sys.modules['experiment'] = importlib.import_module('experiment')
+    claims.code_hash.cache_clear()
+    return claims.code_hash('experiment')
+
+  first = digest('"""One."""\nRATE = 0.1\n')
+  assert digest('"""Another."""\n# why\nRATE  =  0.1\n') == first
+  assert digest('"""One."""\nRATE = 0.2\n') != first
 
 
 def test_claims_share_equal_variants_without_confusing_equal_names(tmp_path):
