@@ -52,7 +52,7 @@ def embedded() -> ConfigDict:
   config.data.frames_per_video = 4
   config.data.augmented_frames_per_video = 2
   config.data.validation_fraction = 0.15
-  config.data.margin = 0.0
+  config.data.margin = 0.2  # of crops: frames the face like the face world does
   config.data.detector = 'haar'
   config.data.workers = 0
 
@@ -74,6 +74,13 @@ def embedded() -> ConfigDict:
   config.augment.domains = 3
   config.augment.sub_policies = 5
   config.augment.refresh = 'epoch'  # or 'image': a sub-policy of its own for every image
+  config.augment.assets = ConfigDict()  # folders of your own; empty: procedural textures, parametric inks
+  config.augment.assets.cmyk_dir = ''
+  config.augment.assets.rgb_dir = ''
+  config.augment.assets.reflection_dir = ''
+  config.augment.assets.blue_noise_dir = ''
+  config.augment.assets.moire_dir = ''
+  config.augment.assets.parity = False  # as the release draws them
 
   config.loss = ConfigDict()
   config.loss.sare_weight = 10.0
@@ -95,13 +102,13 @@ def embedded() -> ConfigDict:
   config.optim.ema_decay = 0.0
 
   config.train = ConfigDict()
-  config.train.batch_per_domain = 8
+  config.train.batch_per_domain = 4
   config.train.steps = 300
   config.train.epochs = 0  # used when steps is 0
   config.train.accumulate = 1
   config.train.log_every = 20
   config.train.eval_every = 100
-  config.train.checkpoint_every = 100
+  config.train.checkpoint_every = 150
   config.train.keep = 1
 
   config.eval = ConfigDict()
@@ -125,6 +132,7 @@ def published() -> ConfigDict:
   config.data.domains = ('msu_mfsd', 'replay_attack', 'casia_fasd', 'oulu_npu', 'rose_youtu')
   config.data.size = 256
   config.data.frames_per_video = 5
+  config.data.margin = 0.0
   config.data.validation_fraction = 0.1  # held-out source subjects; the release holds out none, selects on the target
   config.data.workers = 8
 
@@ -139,7 +147,6 @@ def published() -> ConfigDict:
   config.optim.warmup_steps = 0
   config.optim.clip_norm = 0.0
 
-  config.train.batch_per_domain = 4
   config.train.steps = 0
   config.train.epochs = 200
   config.train.log_every = 50

@@ -19,11 +19,11 @@ import optax
 SPOOF, LIVE = 0, 1
 
 SAMPLES = ('spoof', 'all')
-"""Whose risk SARE equalises: 'spoof' (the release, and the name) or 'all' (plain V-REx, which the release carries too)."""
+"""Whose risk SARE equalises: 'spoof' (the release, and the name) or 'all' (plain V-REx, also in the release)."""
 
 MISSING = ('mask', 'zero')
-"""A domain without such samples in the batch: left out of mean and variance ('mask', our choice), or counted with risk 0
-('zero', the release), which drags the other domains' risks towards zero."""
+"""A domain without such samples in the batch is left out of mean and variance ('mask', our choice), or counts with risk
+0 ('zero', the release), which drags the other domains' risks towards zero."""
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -32,7 +32,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def base(losses: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-  """L_CE: the mean of `losses` [B] over all samples of all domains; weighted mean with `weights` [B]. Alone, this is ERM."""
+  """L_CE: the mean of `losses` [B] over all samples of all domains, weighted by `weights` [B]. Alone, this is ERM."""
   if weights is None:
     return jnp.mean(losses)
   return jnp.sum(weights * losses) / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)

@@ -26,7 +26,10 @@ from core.data.records import PrepareReport
 from core.errors import UserError, nearest
 from core.train import optim
 from core.train import task as contract
-from fas.fas_aug import data, evaluation, losses, model, policy, prediction, reporting
+from fas.fas_aug import assets, data, evaluation, losses, model, policy, prediction, reporting
+
+RELEASED_CROP = 256
+"""Side in pixels of the crops that the operators' magnitudes were made for."""
 
 
 class Task(contract.Task):
@@ -47,6 +50,7 @@ class Task(contract.Task):
     self.num_domains = self.num_sources + self.num_augmented
     self.per_domain = config.train.batch_per_domain * config.train.accumulate
     self.frames = data.Frames(config, self.protocol)
+    self.assets = assets.load_assets(**config.augment.assets)
     _check(config)
 
   @classmethod
@@ -131,7 +135,14 @@ class Task(contract.Task):
   def policies(self, epoch: jax.Array | int) -> policy.Policy:
     """The policies of an epoch, stacked over the E augmented domains; a pure function of (seed, epoch)."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(self.config.seed), epoch), self.num_augmented)
-    return jax.vmap(lambda key: policy.sample(key, self.config.augment.sub_policies, bag=self.bag))(keys)
+    return self.policies_from(keys, self.config.augment.sub_policies)
+
+  def policies_from(self, keys: jax.Array, sub_policies: int) -> policy.Policy:
+    """A policy per key, stacked; on crops smaller than the release's, trembling in proportion."""
+    drawn = jax.vmap(lambda key: policy.sample(key, sub_policies, bag=self.bag))(keys)
+    size = self.config.data.size
+    shares = {'hand_trembling': size / RELEASED_CROP} if size < RELEASED_CROP else {}
+    return policy.scaled(drawn, shares, bag=self.bag)
 
   def write_policies(self, path: pathlib.Path) -> None:
     """Writes the policies of every epoch as JSON: [epoch][augmented domain][sub-policy][operator, level]."""
@@ -167,10 +178,10 @@ class Task(contract.Task):
       which = jnp.tile(jnp.arange(self.num_augmented), groups)
     else:  # a sub-policy of its own for every image: a lower variance of the label balance
       key, own = jax.random.split(key)
-      policies = jax.vmap(lambda k: policy.sample(k, 1, bag=self.bag))(jax.random.split(own, before.shape[0]))
+      policies = self.policies_from(jax.random.split(own, before.shape[0]), 1)
       which = jnp.arange(before.shape[0])
     flat = images[:, s:].reshape(-1, *images.shape[2:])
-    changed, after, flipped = policy.apply_batch(key, flat, before, policies, which, bag=self.bag)
+    changed, after, flipped = policy.apply_batch(key, flat, before, policies, which, bag=self.bag, assets=self.assets)
     live = before == losses.LIVE
     flip_rate = jnp.sum(flipped & live) / jnp.maximum(jnp.sum(live), 1)
     images = images.at[:, s:].set(changed.reshape(groups, -1, *images.shape[2:]))
