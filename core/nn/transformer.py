@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from core.errors import UserError
-from core.nn.layers import attention, dense, gelu
+from core.nn.layers import LayerNorm, attention, dense, gelu
 
 POSITIONS = ('parallel', 'sequential')
 
@@ -115,7 +115,7 @@ class Block(nn.Module):
     self, x: jax.Array, tokens: Tokens = Tokens(), deterministic: bool = True, mask: jax.Array | None = None
   ) -> jax.Array:
     """x [B, N, C] -> [B, N, C]."""
-    norm = functools.partial(layer_norm, epsilon=self.epsilon, dtype=self.dtype)
+    norm = functools.partial(LayerNorm, self.epsilon, self.dtype)
     h = norm(name='norm_attention')(x)
     y = SelfAttention(self.heads, self.qkv_bias, self.dtype, self.dense, name='attention')(h, mask)
     x = x + self._adapt('attention_adapter', h, y, tokens, deterministic)
@@ -180,12 +180,7 @@ class Encoder(nn.Module):
     else:
       for i in range(self.depth):
         x = apply(block(name=f'block_{i}'), x)
-    return layer_norm(epsilon=self.epsilon, dtype=self.dtype, name='norm')(x)
-
-
-def layer_norm(*, epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
-  """LayerNorm with torch's two-pass variance: the one-pass form loses digits where the mean is large."""
-  return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+    return LayerNorm(self.epsilon, self.dtype, name='norm')(x)
 
 
 def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
