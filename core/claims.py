@@ -40,6 +40,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from core import config as config_lib
@@ -209,12 +210,14 @@ class NonClaim:
     source: where it was measured.
     claim: id of the claim whose variants it is measured on; '' without measurement.
     checks: what would have to hold for the sentence to be claimed.
+    finding: what is the case instead.
   """
 
   statement: str
   source: str
   claim: str = ''
   checks: Sequence[Check] = ()
+  finding: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,6 +388,7 @@ class _Cells:
     cell |= {'settings': variant.settings(), 'machine': backend.summary()}
     write_atomically(path, json.dumps(cell, indent=1, sort_keys=True))
     shutil.rmtree(scratch)
+    jax.clear_caches()  # every training compiles a step of its own: hundreds of them would fill the memory
     shown = ', '.join(f'{key} {value:.3f}' for key, value in metrics.items() if '/' not in key)
     self.log(f'{claim} [{name}] seed {seed}: {shown} ({seconds} s)')
     return metrics

@@ -82,7 +82,8 @@ def _markdown(results, denied, title: str) -> str:
   if denied:
     lines += ['', '## What we do not claim', '']
   for non_claim, judgements in denied:
-    lines.append(f'- Not claimed: {non_claim.statement} ({non_claim.source})')
+    finding = f' {non_claim.finding}' if non_claim.finding else ''
+    lines.append(f'- Not claimed: "{non_claim.statement}" ({non_claim.source}){finding}')
     lines += [f'  - {_judgement_line(j)}: {NON_CLAIM_WORDS[j.verdict]}' for j in judgements]
   lines += [
     '',
@@ -147,6 +148,7 @@ def _plain(results, denied) -> dict[str, Any]:
     {
       'statement': non_claim.statement,
       'source': non_claim.source,
+      'finding': non_claim.finding,
       'checks': [_plain_judgement(j, NON_CLAIM_WORDS[j.verdict]) for j in judgements],
     }
     for non_claim, judgements in denied

@@ -12,35 +12,29 @@ from __future__ import annotations
 import importlib
 import pathlib
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
-from absl import app, flags
+from absl import flags
 
-import core
 from core import claims, claims_report
+from core.config import CHECKOUT
 from core.errors import UserError, nearest
 from core.train import backend
-from core.train.loop import Preempted
-
-_SYSTEM = flags.DEFINE_string('system', None, "a system by its folder: 'fas_aug' or 'fas.fas_aug'", required=True)
-_ONLY = flags.DEFINE_list('only', [], 'ids of the claims to train; all by default')
-_SEEDS = flags.DEFINE_integer('seeds', None, "number of seeds; each claim's own (3 or more) by default")
-_WORKDIR = flags.DEFINE_string('workdir', None, 'folder of cells and results; runs/claims/<system> by default')
-
-REPOSITORY = pathlib.Path(core.__file__).resolve().parent.parent
+from launch import command
 
 
-def systems(root: pathlib.Path = REPOSITORY) -> list[str]:
+def systems(root: pathlib.Path = CHECKOUT) -> list[str]:
   """Names of all systems that make claims, 'domain.system', by the files `domain/system/claims.py`."""
   found = (path.relative_to(root).parts[:2] for path in root.glob('*/*/claims.py'))
-  return sorted('.'.join(parts) for parts in found if parts[0] not in ('core', 'launch', 'tests'))
+  return sorted('.'.join(parts) for parts in found if parts[0] not in ('core', 'tests'))
 
 
 def resolve(name: str, known: list[str]) -> str:
   """The full name of a system given by that or by its folder; raises `UserError` when that is not exactly one."""
   matches = [system for system in known if name in (system, system.split('.')[1])]
   if len(matches) != 1:
-    problem = f"'{name}' means {' and '.join(matches)}" if matches else f"There is no system '{name}' with claims"
+    problem = f"'{name}' means {' and '.join(matches)}" if matches else f"there is no system '{name}' with claims"
     names = [*known, *(system.split('.')[1] for system in known)]
     hint = '' if matches else nearest(name, names)
     raise UserError(f'--system: {problem}; there are {", ".join(known) or "none"}.{hint}')
@@ -53,24 +47,30 @@ def judge_system(module: ModuleType, name: str, workdir: pathlib.Path, only: lis
   return claims_report.write(results, module.NON_CLAIMS, workdir, title=f'Claims of {name}')
 
 
-def main(argv: list[str]) -> None:
-  """Parses, runs, prints."""
-  try:
-    if len(argv) > 1:
-      raise UserError(f"'{argv[1]}' is not a flag; --system, --only, --seeds and --workdir are.")
-    name = resolve(_SYSTEM.value, systems())
-    backend.setup()
-    workdir = pathlib.Path(_WORKDIR.value or f'runs/claims/{name.split(".")[1]}')
-    module = importlib.import_module(f'{name}.claims')
-    print('\n' + judge_system(module, name, workdir, _ONLY.value, _SEEDS.value))
-    print(f'Written to {workdir}: claims.md, claims.json, claims.png.')
-  except UserError as error:
-    print(error, file=sys.stderr)
-    sys.exit(UserError.EXIT_CODE)
-  except Preempted as stop:
-    print(stop, file=sys.stderr)
-    sys.exit(Preempted.EXIT_CODE)
+def declare(values: flags.FlagValues) -> None:
+  """The flags."""
+  flags.DEFINE_string('system', None, "A system by its folder: 'fas_aug' or 'fas.fas_aug'.", flag_values=values)
+  flags.DEFINE_list('only', [], 'Ids of the claims to train, with commas; all by default.', flag_values=values)
+  flags.DEFINE_integer('seeds', None, "Number of seeds; each claim's own by default.", flag_values=values)
+  text = 'Folder of cells and results; runs/claims/SYSTEM by default.'
+  flags.DEFINE_string('workdir', None, text, flag_values=values)
+
+
+def execute(arguments: command.Arguments) -> int:
+  """Trains, judges, prints."""
+  options = arguments.flags_only().flags
+  name = resolve(arguments.required('system', 'fas_aug'), systems())
+  workdir = pathlib.Path(options.workdir or f'runs/claims/{name.split(".")[1]}')
+  backend.setup()
+  print('\n' + judge_system(importlib.import_module(f'{name}.claims'), name, workdir, options.only, options.seeds))
+  print(f'Written to {workdir}: claims.md, claims.json, claims.png.')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Returns the exit code."""
+  return command.main('launch.claims', __doc__, declare, execute, argv)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  sys.exit(main())

@@ -51,27 +51,39 @@ C1 = Claim(
   ],
 )
 
+_SHORTCUT = {
+  'ERM': _mechanism(mechanisms.SHORTCUT),
+  'FAS-Aug': _mechanism(mechanisms.SHORTCUT, augmented=3),
+  'FAS-Aug, labels never flipped': _mechanism(mechanisms.SHORTCUT, augmented=3, flips='none'),
+  'FAS-Aug, every operator flips': _mechanism(mechanisms.SHORTCUT, augmented=3, flips='all'),
+  'FAS-Aug + SARE': _mechanism(mechanisms.SHORTCUT, augmented=3, beta=10.0),
+}
+
 C2 = Claim(
   'C2',
-  'FAS-Aug with its label policy frees a CNN from a shortcut (colour cast and blur) that the target reverses; SARE'
-  ' evens out the spoof risks at little cost.',
+  'FAS-Aug with its label policy frees a CNN from a shortcut (colour cast and blur) that the target reverses; without'
+  ' flips it does not, and with flips by every operator it decides at the wrong threshold.',
   'spec 9c, C2: 36 x 36 faces, three sources',
-  {
-    'ERM': _mechanism(mechanisms.SHORTCUT),
-    'FAS-Aug': _mechanism(mechanisms.SHORTCUT, augmented=3),
-    'FAS-Aug, labels never flipped': _mechanism(mechanisms.SHORTCUT, augmented=3, flips='none'),
-    'FAS-Aug, every operator flips': _mechanism(mechanisms.SHORTCUT, augmented=3, flips='all'),
-    'FAS-Aug + SARE': _mechanism(mechanisms.SHORTCUT, augmented=3, beta=10.0),
-  },
-  checks=[
-    Check('FAS-Aug', 'target_auc', '>=', 'ERM', margin=0.2),
-    Check('FAS-Aug + SARE', 'batch_sare', '<=', 'FAS-Aug', factor=1 / 3),
-    Check('FAS-Aug + SARE', 'target_auc', '>=', 'FAS-Aug', margin=-0.03),
-  ],
+  {name: _SHORTCUT[name] for name in _SHORTCUT if name != 'FAS-Aug + SARE'},
+  checks=[Check('FAS-Aug', 'target_auc', '>=', 'ERM', margin=0.2)],
   controls=[
     Check('FAS-Aug, labels never flipped', 'target_auc', '>=', 'ERM'),
     Check('FAS-Aug, every operator flips', 'target_hter_at_0.5', '<=', 'FAS-Aug', factor=1.4),
   ],
+  seeds=8,  # every seed is another world: three leave the means of C2 and C3 within noise
+)
+
+C2_SARE = Claim(
+  'C2-SARE',
+  'SARE evens out the spoof risks of real and augmented domains to a third or less, at little cost in AUC.',
+  'spec 9c, C2: 36 x 36 faces, three sources',
+  {name: _SHORTCUT[name] for name in ('ERM', 'FAS-Aug', 'FAS-Aug + SARE')},
+  checks=[
+    Check('FAS-Aug + SARE', 'target_auc', '>=', 'FAS-Aug', margin=-0.03),
+    Check('FAS-Aug + SARE', 'batch_sare', '<=', 'FAS-Aug', factor=1 / 3),
+  ],
+  controls=[Check('ERM', 'target_auc', '>=', 'FAS-Aug', margin=-0.03)],
+  seeds=8,
 )
 
 C3 = Claim(
@@ -93,6 +105,7 @@ C3 = Claim(
     Check('beta 10', 'risk_variance', '<=', 'beta 0 (ERM)', factor=0.2),
   ],
   controls=[Check('beta 10, domains shuffled', 'target_auc', '>=', 'beta 0 (ERM)', margin=0.05)],
+  seeds=8,
 )
 
 # ERM has no augmented domains: twice the images of each source, so that a step sees as many images as with FAS-Aug.
@@ -123,54 +136,50 @@ C5 = Claim(
   controls=[Check('one step', 'auc', '>=', 'FAS-Aug')],
 )
 
-CLAIMS = [C1, C2, C3, C4, C5]
+CLAIMS = [C1, C2, C2_SARE, C3, C4, C5]
 
 NON_CLAIMS = [
   NonClaim(
     'SARE improves the AUC of FAS-Aug where augmentation alone already breaks the shortcut.',
     'spec 9c, C2: .946 against .94',
-    'C2',
+    'C2-SARE',
     [Check('FAS-Aug + SARE', 'target_auc', '>=', 'FAS-Aug', margin=0.02)],
   ),
   NonClaim(
-    'The risks that SARE evens out on the batches it sees are as even under policies that it has not seen.',
-    'our measurement: held-out faces, fresh policies',
-    'C2',
-    [Check('FAS-Aug + SARE', 'risk_variance', '<=', 'FAS-Aug', factor=1 / 3)],
-  ),
-  NonClaim(
-    'A model trained with SARE can keep the threshold 0.5: in C2 the penalty moves the operating point, so that HTER at'
-    ' 0.5 rises although the AUC does not fall. Choose the threshold anew on held-out source videos.',
-    'spec 9c, C2: .11 to .30',
-    'C2',
+    'A model trained with FAS-Aug + SARE decides well at the threshold 0.5.',
+    'spec 9c, C2: HTER at 0.5 from .11 to .30',
+    'C2-SARE',
     [Check('FAS-Aug + SARE', 'target_hter_at_0.5', '<=', 'FAS-Aug', margin=0.02)],
+    finding='The penalty moves the operating point far more than the EER: choose the threshold on source videos.',
   ),
   NonClaim(
-    'A model trained with SARE can keep the threshold 0.5: in C3 too HTER at 0.5 rises, while the EER falls.',
-    'spec 9c, C3: .37 to .41',
+    'SARE lowers the error at the threshold 0.5 where it raises the AUC.',
+    'spec 9c, C3: HTER at 0.5 from .37 to .41',
     'C3',
     [Check('beta 10', 'target_hter_at_0.5', '<=', 'beta 0 (ERM)')],
+    finding='The EER falls and HTER at 0.5 rises: again, another threshold is needed.',
   ),
   NonClaim(
-    'Augmented images must all be called spoof, or all keep their label.',
-    'spec 9c, C2: labels never flipped .35 AUC; all flipped .22 HTER at 0.5 against .11',
+    'SARE costs nothing within the source domains.',
+    'spec 9c, C3: in-domain AUC from .906 to .889',
+    'C3',
+    [Check('beta 10', 'in_domain_auc', '>=', 'beta 0 (ERM)')],
+  ),
+  NonClaim(
+    'The gain of SARE does not depend on how easily the artefact is seen.',
+    'our measurement',
+    'C3',
+    [Check('beta 10, colourful backgrounds', 'target_auc', '>=', 'beta 0, colourful backgrounds', margin=0.1)],
+    finding='Colourful backgrounds hide the cast: ERM leans on it less, and SARE has less to mend.',
+  ),
+  NonClaim(
+    'Flipping no label, or flipping every one, does as well as the label policy of FAS-Aug.',
+    'spec 9c, C2: AUC .35 without flips; HTER at 0.5 .22 with all against .11',
     'C2',
     [
       Check('FAS-Aug, labels never flipped', 'target_auc', '>=', 'FAS-Aug'),
       Check('FAS-Aug, every operator flips', 'target_hter_at_0.5', '<=', 'FAS-Aug'),
     ],
-  ),
-  NonClaim(
-    'The gain of C3 does not depend on how easily the artefact is seen: among colourful backgrounds, which hide a cast,'
-    ' ERM leans on it less and SARE has less to mend.',
-    'our measurement',
-    'C3',
-    [Check('beta 10, colourful backgrounds', 'target_auc', '>=', 'beta 0, colourful backgrounds', margin=0.1)],
-  ),
-  NonClaim(
-    'SARE costs nothing within the source domains: in-domain AUC falls a little.',
-    'spec 9c, C1 (at most .02) and C3 (.906 to .889)',
-    'C3',
-    [Check('beta 10', 'in_domain_auc', '>=', 'beta 0 (ERM)')],
+    finding='Flipping every label ranks as well as the policy and misplaces the threshold.',
   ),
 ]

@@ -319,11 +319,10 @@ class Task(contract.Task):
     return sum(len(each.labels) for each in self.world.sources) // self.config.batch
 
   def policies(self, epoch: jax.Array | int) -> policy.Policy:
-    """One fresh policy per augmented domain and epoch, its levels lowered by `LEVEL_SHARE` (to between the ten)."""
+    """One fresh policy per augmented domain and epoch, its levels lowered by `LEVEL_SHARE`."""
     key = jax.random.fold_in(jax.random.key(self.config.seed), epoch)
     drawn = jax.vmap(policy.sample)(jax.random.split(key, self.config.augmented))
-    share = jnp.array([LEVEL_SHARE.get(name, 1.0) for name in policy.BAGS['fas']])
-    return drawn.replace(levels=drawn.levels * share[drawn.ops])
+    return policy.scaled(drawn, LEVEL_SHARE)
 
   def augment(self, images, labels, key, policies) -> tuple[jax.Array, jax.Array]:
     """Applies the policies to the augmented rows of an interleaved batch."""

@@ -251,12 +251,17 @@ def test_the_report_shows_every_seed_and_the_honest_non_claims(tmp_path):
   non_claims = [
     NonClaim('Old reaches .8.', 'a test', 'T1', [Check('old', 'auc', '>=', 0.8)]),
     NonClaim('New reaches .8.', 'a test', 'T1', [Check('new', 'auc', '>=', 0.8)]),
-    NonClaim('All is well.', 'hearsay'),
+    NonClaim('All is well.', 'hearsay', finding='It is not.'),
   ]
   text = claims_report.write(results, non_claims, tmp_path, title='Claims of a test')
   assert text == (tmp_path / 'claims.md').read_text()
   assert '0.910 +- 0.010 (0.900 0.910 0.920)' in text
-  assert 'Old reaches .8.' in text and 'does not hold' in text and 'HOLDS HERE' in text and 'All is well.' in text
+  assert (
+    'Old reaches .8.' in text
+    and 'does not hold' in text
+    and 'HOLDS HERE' in text
+    and '"All is well." (hearsay) It is not.' in text
+  )
   assert 'fails, as it must' in text
   data = json.loads((tmp_path / 'claims.json').read_text())
   assert data['claims'][0]['cells']['new'][1]['auc'] == 0.91

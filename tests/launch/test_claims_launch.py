@@ -1,8 +1,6 @@
 """The command `python -m launch.claims`: names of systems, files, exit codes."""
 
 import json
-import os
-import pathlib
 import subprocess
 import sys
 import types
@@ -10,6 +8,7 @@ import types
 import pytest
 
 from core.claims import Check, Claim, Experiment, NonClaim
+from core.config import CHECKOUT
 from core.errors import UserError
 from launch import claims as launcher
 
@@ -45,26 +44,29 @@ def test_it_writes_text_numbers_and_picture(tmp_path, capsys):
     NON_CLAIMS=[NonClaim('b is better', 'a test')],
   )
   text = launcher.judge_system(module, 'toy', tmp_path, only=[], seeds=2)
-  assert '| T1 | **supported** |' in text and 'Not claimed: b is better' in text
+  assert '| T1 | **supported** |' in text and 'Not claimed: "b is better"' in text
   assert capsys.readouterr().out.count('seed') == 4
   assert {path.name for path in tmp_path.iterdir()} == {'cells', 'claims.md', 'claims.json', 'claims.png'}
   assert len(json.loads((tmp_path / 'claims.json').read_text())['claims'][0]['cells']['a']) == 2
 
 
-def command(*arguments, cwd):
-  environment = {**os.environ, 'PYTHONPATH': str(launcher.REPOSITORY)}
-  return subprocess.run(
-    [sys.executable, '-m', 'launch.claims', *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-  )
-
-
-def test_mistakes_end_with_one_line_and_the_exit_code_of_a_user_error(tmp_path):
+def test_mistakes_end_with_one_line_and_the_exit_code_of_a_user_error(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
   for arguments, words in (
     (['--system=fas_agu'], "Did you mean 'fas_aug'"),
     (['--system=fas_aug', '--only=C9'], "no claim 'C9'"),
-    (['--system=fas_aug', 'C1'], "'C1' is not a flag"),
+    (['--system=fas_aug', '--seeds=0'], '0 seeds'),
+    (['--system=fas_aug', 'C1'], "'C1' belongs to no flag"),
+    ([], '--system is missing'),
   ):
-    ended = command(*arguments, cwd=tmp_path)
-    assert ended.returncode == UserError.EXIT_CODE
-    assert words in ended.stderr and 'Traceback' not in ended.stderr
-  assert not (pathlib.Path(tmp_path) / 'runs').exists()
+    assert launcher.main(arguments) == UserError.EXIT_CODE
+    assert words in capsys.readouterr().err
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_the_command_runs_as_a_module():
+  ended = subprocess.run(
+    [sys.executable, '-m', 'launch.claims', '--system=nothing'], cwd=CHECKOUT, capture_output=True, text=True
+  )
+  assert ended.returncode == UserError.EXIT_CODE
+  assert 'fas.fas_aug' in ended.stderr and 'Traceback' not in ended.stderr
