@@ -31,7 +31,7 @@ def parse(seed: int) -> dict:
 def test_golden_parse():
   """A seed means the same policies, choices and flips as on the day this file was written.
 
-  To renew it: python -c "from tests.fas.fas_aug import test_policy as t; t.GOLDEN.write_text(t.json.dumps(t.parse(666)))".
+  Renewed by `test_policy.GOLDEN.write_text(json.dumps(test_policy.parse(666)))`.
   """
   assert parse(666) == json.loads(GOLDEN.read_text())
 
@@ -146,6 +146,16 @@ def test_operators_are_applied_in_order_each_with_its_key(batch):
   still, label, flipped, _, _ = policy.apply(key, image, 1, single.replace(levels=jnp.zeros((1, 2), int)))
   np.testing.assert_array_equal(still, image)
   assert (label, bool(flipped)) == (1, False)
+
+
+def test_bytes_are_taken_as_they_are(batch):
+  images, labels, policies, domain = batch
+  whole = jnp.round(images * 255)
+  run = jax.jit(policy.apply_batch)
+  found = run(jax.random.key(2), whole.astype(jnp.uint8), labels, policies, domain)
+  expected = run(jax.random.key(2), whole / 255, labels, policies, domain)
+  assert found[0].dtype == jnp.float32
+  np.testing.assert_allclose(found[0], expected[0], atol=2e-6)
 
 
 def test_the_accelerators_route_gives_the_same(batch, through):

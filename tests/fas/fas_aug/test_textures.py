@@ -1,4 +1,4 @@
-"""Blue noise is blue and even, moire has its pitch, reflections are as bright as photographs; users' folders are read."""
+"""Blue noise is blue and even, moire has its pitch, reflections are as bright as photographs; folders are read."""
 
 import jax
 import jax.numpy as jnp
