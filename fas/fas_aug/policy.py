@@ -28,6 +28,9 @@ from fas.fas_aug.operators import LEVELS, Entry
 PAIRS = 2
 """Operators per sub-policy."""
 
+RELEASED_CROP = 256
+"""Side in pixels of the crops that the operators' magnitudes were made for."""
+
 BAGS: dict[str, tuple[str, ...]] = {
   'fas': operators.NAMES,
   'trad': traditional.NAMES,
@@ -61,12 +64,17 @@ def sample(key: jax.Array, sub_policies: int = 5, *, bag: str = 'fas') -> Policy
   )
 
 
-def scaled(policy: Policy, shares: Mapping[str, float], *, bag: str = 'fas') -> Policy:
-  """Lowers the levels of some operators to a share, between the ten: for crops smaller than the 256 px of the release.
+def level_shares(size: int) -> dict[str, float]:
+  """Shares (see `scaled`) for crops of `size` px: none at the release's 256 and above.
 
   On 64 px, trembling of up to 16 px wipes a face out; with {'hand_trembling': 64 / 256} it moves as much of the face as
-  it does on 256. Our choice; labels are not affected, since a level stays above 0.
+  it does on 256 px (our choice).
   """
+  return {'hand_trembling': size / RELEASED_CROP} if size < RELEASED_CROP else {}
+
+
+def scaled(policy: Policy, shares: Mapping[str, float], *, bag: str = 'fas') -> Policy:
+  """Lowers the levels of some operators to a share, between the ten. Labels do not change: a level stays above 0."""
   if not shares:
     return policy
   factor = jnp.array([shares.get(name, 1.0) for name in BAGS[bag]], jnp.float32)
@@ -87,6 +95,10 @@ def _flipped(ops: jax.Array, levels: jax.Array, bag: str) -> jax.Array:
   return jnp.any(flips[ops] & (levels > 0), axis=-1)
 
 
+def _as_float(images: jax.Array) -> jax.Array:
+  return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
 def _share(levels: jax.Array) -> jax.Array:
   return levels.astype(jnp.float32) / (LEVELS - 1)
 
@@ -100,12 +112,9 @@ def _operate(key: jax.Array, image: jax.Array, op: jax.Array, level: jax.Array, 
 
 def _apply_one(key, image, label, policy, domain, bag, assets):
   ops, levels, keys = _parse(key, policy, domain)
-
-  # A loop, and not two calls, so that every operator is compiled once.
-  def step(image, at):
-    return _operate(*at[:1], image, *at[1:], bag, assets), None
-
-  image, _ = lax.scan(step, image, (keys, ops, levels))
+  image = _as_float(image)
+  for i in range(PAIRS):
+    image = _operate(keys[i], image, ops[i], levels[i], bag, assets)
   flipped = _flipped(ops, levels, bag)
   return image, jnp.where(flipped, SPOOF, label), flipped, ops, levels
 
@@ -165,7 +174,7 @@ def apply_batch(
 
   Args:
     key: randomness of the batch.
-    images: f32 [N, H, W, 3] in [0, 1].
+    images: uint8 or f32 in [0, 1], [N, H, W, 3]; uint8 saves a CPU a pass over the batch.
     labels: int32 [N], 1 live, 0 spoof.
     policies: E policies stacked, ops and levels int32 [E, Q, 2].
     domain: int [N] in [0, E).
@@ -201,7 +210,7 @@ def by_operator(keys, images, labels, policies, domain, *, bag, assets):
   """
   ops, levels, op_keys = jax.vmap(_parse, (0, None, 0))(keys, policies, domain)
   entries = _entries(bag)
-  number = len(images)
+  images, number = _as_float(images), len(images)
   chunk = min(CHUNK, number)
 
   def through(images, at):

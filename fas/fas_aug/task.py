@@ -28,9 +28,6 @@ from core.train import optim
 from core.train import task as contract
 from fas.fas_aug import assets, data, evaluation, losses, model, policy, prediction, reporting
 
-RELEASED_CROP = 256
-"""Side in pixels of the crops that the operators' magnitudes were made for."""
-
 
 class Task(contract.Task):
   """FAS-Aug + SARE on one protocol (sources -> target); `folds` makes one run per target of a family of protocols."""
@@ -140,9 +137,7 @@ class Task(contract.Task):
   def policies_from(self, keys: jax.Array, sub_policies: int) -> policy.Policy:
     """A policy per key, stacked; on crops smaller than the release's, trembling in proportion."""
     drawn = jax.vmap(lambda key: policy.sample(key, sub_policies, bag=self.bag))(keys)
-    size = self.config.data.size
-    shares = {'hand_trembling': size / RELEASED_CROP} if size < RELEASED_CROP else {}
-    return policy.scaled(drawn, shares, bag=self.bag)
+    return policy.scaled(drawn, policy.level_shares(self.config.data.size), bag=self.bag)
 
   def write_policies(self, path: pathlib.Path) -> None:
     """Writes the policies of every epoch as JSON: [epoch][augmented domain][sub-policy][operator, level]."""
