@@ -175,7 +175,7 @@ def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
   jax's own rule gives (dy^T x)^T. XLA on the CPU then writes dy^T, and for dy the gradient of a residual stream, a sum
   over all later sublayers, it computes that sum anew instead of reading it: the backward pass of a transformer grows
-  with the square of its depth (measured: ViT-B/16 + ConvPass, two and a half times as long).
+  with the square of its depth (measured: ViT-B/16 + ConvPass, twice as long).
   """
   return x @ kernel
 
