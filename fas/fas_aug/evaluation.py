@@ -8,6 +8,7 @@ domains that were held out of training. It never looks at the target (spec secti
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,8 @@ from core.data import face_frames, pipeline
 from core.metrics import biometrics
 from core.train import mesh as mesh_lib
 from core.train.task import Evaluation, Variables
-from fas.fas_aug import operators
+from fas.fas_aug import operators, policy
+from fas.fas_aug.assets import Assets
 
 LIVE = face_frames.LABELS.index('live')
 LEVELS = ('frame', 'video')
@@ -121,9 +123,10 @@ class Judge:
   every other split without a second pass.
   """
 
-  def __init__(self, classifier: Any, frames: Any, config: Any):
-    """Args: classifier: `model.Classifier`; frames: `data.Frames`; config: the experiment's."""
+  def __init__(self, classifier: Any, frames: Any, config: Any, assets: Assets | None = None):
+    """Args: classifier: `model.Classifier`; frames: `data.Frames`; config: the experiment's; assets: a user's own."""
     self.frames, self.batch_size = frames, config.eval.batch_size
+    self._assets = Assets() if assets is None else assets
     self._held_out = bool(config.data.validation_fraction)
     self._scorer = Scorer(classifier, self.batch_size)
     self._altered = jax.jit(lambda *arguments: altered_scores(classifier, *arguments))
@@ -221,7 +224,8 @@ class Judge:
     """Scores f64 [N] of pictures after one operator."""
     if not pictures:
       return np.zeros(0)
-    step = lambda *arrays: self._altered(*arrays, np.int32(operator), level)  # noqa: E731
+    share = policy.level_shares(pictures[0].shape[0]).get(operators.NAMES[operator], 1.0)
+    step = lambda *arrays: self._altered(*arrays, np.int32(operator), np.float32(level * share), self._assets)  # noqa: E731
     return in_batches(step, variables, [np.stack(pictures), positions.astype(np.uint32)], self.batch_size)
 
 
@@ -232,7 +236,13 @@ def live_scores(classifier: Any, variables: Variables, images: jax.Array) -> jax
 
 
 def altered_scores(
-  classifier: Any, variables: Variables, images: jax.Array, ids: jax.Array, operator: jax.Array, level: jax.Array
+  classifier: Any,
+  variables: Variables,
+  images: jax.Array,
+  ids: jax.Array,
+  operator: jax.Array,
+  level: jax.Array,
+  assets: Assets,
 ) -> jax.Array:
   """P(live), f32 [B], after one operator on every image.
 
@@ -243,9 +253,12 @@ def altered_scores(
     ids: uint32 [B]; the operator's randomness on an image follows from its id alone.
     operator: i32 scalar, place in `operators.NAMES`; a conditional, not a select: only this operator is computed.
     level: f32 scalar in [0, 1].
+    assets: what the operators draw from.
   """
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), ids)
-  branches = [jax.vmap(getattr(operators, name), (0, 0, None)) for name in operators.NAMES]
+  branches = [
+    jax.vmap(functools.partial(getattr(operators, name), assets=assets), (0, 0, None)) for name in operators.NAMES
+  ]
   return live_scores(classifier, variables, jax.lax.switch(operator, branches, keys, to_unit(images), level))
 
 

@@ -21,6 +21,7 @@ from core.metrics import biometrics
 from core.train import report
 from core.train.task import Evaluation
 from fas.fas_aug import drawing, operators, policy
+from fas.fas_aug.assets import Assets
 from fas.fas_aug.evaluation import ARTEFACT_LEVELS, LEVELS, LIVE, OperatingPoint, Scores
 
 READINGS = {
@@ -58,8 +59,8 @@ def sections(task: Any, evaluations: Mapping[str, Evaluation]) -> list[report.Se
     parts += [error_rates(task.protocol, judged), score_distributions(judged)]
   if judged or altered:
     parts.append(attacks_and_artefacts(judged, altered))
-  if task.config.augment.bag != 'none':
-    parts.append(augmented_faces(task.frames.augmented(), task.config.augment.bag))
+  if task.bag != 'none':
+    parts.append(augmented_faces(task.frames.augmented(), task.bag, task.assets))
   if judged:
     split = 'test' if 'test' in judged else next(iter(judged))
     parts.append(worst_errors(task.frames.split(split), split, judged[split]))
@@ -301,13 +302,13 @@ def _heat(axis: Any, rates: np.ndarray, rows: Sequence[str], columns: Sequence[s
 # Faces.
 
 
-def augmented_faces(records: Any, bag: str) -> report.Section:
+def augmented_faces(records: Any, bag: str, assets: Assets | None = None) -> report.Section:
   """Each operator at a few levels on a live and a spoof face, with the label that the policy gives."""
   names, chosen = policy.BAGS[bag], example_faces(records)
   kinds = [face_frames.ATTACKS[records.table['attack'][face]] for face in chosen]
   cases = [(o, face, level) for o in range(len(names)) for face in chosen for level in ARTEFACT_LEVELS]
   pictures, known = [records[face]['image'] for _, face, _ in cases], [records.table['label'][f] for _, f, _ in cases]
-  images, labels = altered(pictures, known, [(o, level) for o, _, level in cases], bag)
+  images, labels = altered(pictures, known, [(o, level) for o, _, level in cases], bag, assets)
   cells = [_labelled(image, level, label) for image, label, (_, _, level) in zip(images, labels, cases)]
   plain = []
   for face in chosen:
@@ -344,7 +345,11 @@ def example_faces(records: Any) -> list[int]:
 
 
 def altered(
-  pictures: Sequence[np.ndarray], labels: Sequence[int], cases: Sequence[tuple[int, int]], bag: str
+  pictures: Sequence[np.ndarray],
+  labels: Sequence[int],
+  cases: Sequence[tuple[int, int]],
+  bag: str,
+  assets: Assets | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Applies one operator per picture through the policy itself, so that labels are what training sees.
 
@@ -353,6 +358,7 @@ def altered(
     labels: 1 live, 0 spoof.
     cases: (operator, level k) of each.
     bag: name in `policy.BAGS`.
+    assets: a user's own textures and profiles.
 
   Returns:
     uint8 [N, S, S, 3]; int [N].
@@ -361,8 +367,9 @@ def altered(
   ops = np.array([[[operator, operator]] for operator, _ in cases], np.int32)
   levels = np.array([[[level, 0]] for _, level in cases], np.int32)
   images = np.stack(pictures).astype(np.float32) / 255
+  policies = policy.scaled(policy.Policy(ops, levels), policy.level_shares(images.shape[1]), bag=bag)
   out, new, _ = _apply(bag)(
-    jax.random.key(0), images, np.array(labels, np.int32), policy.Policy(ops, levels), np.arange(len(cases))
+    jax.random.key(0), images, np.array(labels, np.int32), policies, np.arange(len(cases)), assets=assets
   )
   return np.round(np.asarray(out) * 255).astype(np.uint8), np.asarray(new)
 

@@ -217,7 +217,7 @@ class Task(contract.Task):
 
   def evaluators(self) -> Mapping[str, contract.Evaluator]:
     """'biometrics': error rates of a split; 'artefacts': which operator at which level flips decisions."""
-    judge = evaluation.Judge(self.classifier, self.frames, self.config)
+    judge = evaluation.Judge(self.classifier, self.frames, self.config, self.assets)
     return {'biometrics': judge.biometrics, 'artefacts': judge.artefacts}
 
   def predictor(self, variables: contract.Variables, metadata: Mapping[str, Any]) -> contract.Predictor:

@@ -190,9 +190,11 @@ def test_without_a_source_threshold_it_is_one_half_and_says_so(frames, why):
 def toy_operators(monkeypatch):
   """Darker and brighter by the level; one keeps the label, two make a spoof."""
   toys = types.SimpleNamespace(NAMES=('darker', 'brighter', 'mask_on'), FLIPS=(False, True, True), LEVELS=10)
-  toys.darker = lambda key, image, level: image * (1 - level)
-  toys.brighter = lambda key, image, level: image + level * (1 - image)
-  toys.mask_on = lambda key, image, level: image * (1 - 0.5 * level) + 0.001 * jax.random.uniform(key, image.shape)
+  toys.darker = lambda key, image, level, assets: image * (1 - level)
+  toys.brighter = lambda key, image, level, assets: image + level * (1 - image)
+  toys.mask_on = lambda key, image, level, assets: (
+    image * (1 - 0.5 * level) + 0.001 * jax.random.uniform(key, image.shape)
+  )
   monkeypatch.setattr(evaluation, 'operators', toys)
   return toys
 

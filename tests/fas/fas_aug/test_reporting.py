@@ -2,7 +2,6 @@
 
 import types
 
-import ml_collections
 import numpy as np
 import pytest
 
@@ -70,7 +69,10 @@ def task(records):
   protocol = types.SimpleNamespace(name='laptop->phone', sources=('laptop',), target='phone')
   frames = types.SimpleNamespace(split=lambda name: records, augmented=lambda: records)
   return types.SimpleNamespace(
-    protocol=protocol, frames=frames, config=ml_collections.ConfigDict({'augment': {'bag': 'fas'}})
+    protocol=protocol,
+    frames=frames,
+    bag='fas',
+    assets=None,
   )
 
 
@@ -96,7 +98,7 @@ def test_the_report_has_all_parts_and_becomes_a_page(task, records, tmp_path):
 
 
 def test_what_was_not_evaluated_is_left_out(task, records):
-  task.config.augment.bag = 'none'
+  task.bag = 'none'
   assert reporting.sections(task, {}) == []
   assert [p.title for p in reporting.sections(task, {'test/artefacts': artefacts()})] == ['Attacks and artefacts']
   own = reporting.sections(task, {'tablet/biometrics': judged(records, SCORES)})
