@@ -7,9 +7,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(pathlib.Path('~/.cache/verax/jax').expanduser()))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -21,13 +19,3 @@ def shared_data() -> pathlib.Path:
   if not root.is_dir():
     pytest.skip(f'no real sample data at {root}')
   return root
-
-
-@pytest.fixture
-def fresh_compilation():
-  """No persistent cache: jax 0.10 loses the donation of a CPU program that it reads back from there (it then copies)."""
-  jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()
-  yield
-  jax.config.update('jax_enable_compilation_cache', True)
-  compilation_cache.reset_cache()

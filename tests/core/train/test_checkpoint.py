@@ -137,7 +137,6 @@ def test_a_damaged_best_checkpoint_is_found_anew(three_stages, tmp_path, capsys)
   assert result.best_step == 15 and checkpoint.restore_variables(run, 'best')[1]['step'] == 15
 
 
-@pytest.mark.usefixtures('fresh_compilation')
 def test_a_save_holds_the_state_of_its_moment(tmp_path):
   """The buffers are donated to the next step at once, while the save still runs."""
   config = tiny_task.config()

@@ -112,7 +112,6 @@ def test_a_predicate_that_names_nothing_is_an_error():
     state.create(_variables(), _stage(trainable=lambda path: False), MESH)
 
 
-@pytest.mark.usefixtures('fresh_compilation')
 def test_the_step_takes_the_buffers_of_the_state_it_is_given():
   before = state.create(_variables(), _stage(), MESH)
   step.make_train_step(_stage(), MESH, before, seed=0)(before, mesh_lib.put_batch(_batch(), MESH))
