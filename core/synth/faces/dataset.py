@@ -243,7 +243,7 @@ def keys_of(domain: str, rows: list[_Row], seed: int) -> tuple[jax.Array, jax.Ar
 
 
 def examples(
-  domain: str, split: str, config: Config | None = None, seed: int = 0
+  domain: str, split: str, config: Config | None = None, seed: int = 0, ranges: domains.Ranges | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Frames of a domain in the shared frame form (`core.data.face_frames`).
 
@@ -252,6 +252,7 @@ def examples(
     split: 'train', 'val' or 'test'; no person is in two of them.
     config: how much to make.
     seed: the world; the same seed gives the same people and videos.
+    ranges: of capture, in place of the domain's own: the same people and videos under another camera, say.
 
   Yields:
     (key, example): image uint8 [S, S, 3], label (1 live, 0 spoof), attack ('live', 'print', 'replay', 'mask' as 0 to
@@ -259,7 +260,7 @@ def examples(
     cameras, medium).
   """
   config = config or Config()
-  ranges = domains.get(domain).ranges()
+  ranges = domains.get(domain).ranges() if ranges is None else ranges
   rows = _plan(domain, split, config)
   batch = config.batch or default_batch(config.size)
   for kind in ATTACKS:
