@@ -66,7 +66,7 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 pre, code, td.key { font-family: ui-monospace, 'SF Mono', Menlo, Consolas, monospace; font-size: .84rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }
-nav { margin: 1rem 0 0; font-size: .9rem; } nav a { margin-right: 1.1rem; white-space: nowrap; }
+nav { margin: 1rem 0 0; font-size: .9rem; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .7rem; margin: 1.4rem 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .9rem .7rem;
   overflow-wrap: anywhere; }
