@@ -27,6 +27,7 @@ REQUIRES = [
   'pillow>=13.0',
   'opencv-python-headless>=4.14,<5',  # OpenCV 5 carries no Haar cascades
   'av>=18.1',
+  'lmdb>=3.0',  # feature stores of action anticipation
   'tensorboardX>=2.6.5',
   'tqdm>=4.70',
 ]
@@ -48,7 +49,7 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=find_packages(include=['core*', 'fas*', 'configs*', 'launch*']),
+  packages=find_packages(include=['core*', 'fas*', 'video*', 'configs*', 'launch*']),
   package_data={'launch': ['slurm/*', 'tpu/*', 'kubernetes/*']},
   install_requires=REQUIRES,
   extras_require=EXTRAS,

@@ -12,7 +12,7 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -22,7 +22,7 @@ from core.errors import UserError, nearest
 from core.train import checkpoint, report
 from core.train.preemption import Preempted
 from core.train.report_html import is_number, value_text
-from core.train.task import Task, Variables
+from core.train.task import Evaluation, Task, Variables
 
 _OVERRIDE = re.compile(r'--?(no)?config\.([^=\s]+)(?:=(.*))?', re.DOTALL)
 
@@ -201,12 +201,20 @@ def text_table(table: report.Table) -> str:
   return '\n'.join([line(cells[0]), '  '.join('-' * width for width in widths), *(line(row) for row in cells[1:])])
 
 
-def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+def write_json(path: pathlib.Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
   """In one rename: a reader never finds half a file."""
   path.parent.mkdir(parents=True, exist_ok=True)
   half = path.with_suffix('.tmp')
-  half.write_text(json.dumps(content, indent=2) + '\n')
+  half.write_text(json.dumps(content, indent=indent) + '\n')
   half.replace(path)
+
+
+def write_files(folder: pathlib.Path, evaluations: Iterable[Evaluation]) -> list[pathlib.Path]:
+  """Writes the `files` of evaluations into a folder, each in one rename; returns their paths."""
+  files = {folder / name: content for each in evaluations for name, content in each.files.items()}
+  for path, content in files.items():
+    write_json(path, content, indent=None)
+  return list(files)
 
 
 def json_numbers(scalars: Mapping[str, Any]) -> dict[str, float | None]:

@@ -5,7 +5,8 @@
   python -m launch.evaluate --workdir=runs/fas_aug --set=data.records=/data/records
 
 The task is built from the checkpoint's own config. The parent folder of several folds stands for all of them: their
-numbers and the mean are printed. Writes evaluation_SPLIT.json into the folder (or --output).
+numbers and the mean are printed. Writes evaluation_SPLIT.json into the folder (or --output), and beside it what an
+evaluator writes in a benchmark's own format.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ def execute(arguments: command.Arguments) -> int:
     content['mean'] = command.json_numbers(dict(zip(table.header[1:], table.rows[-1][1:])))
     print(f'\nall folds\n{command.text_table(report.transposed(table))}')
   path = pathlib.Path(options.output or workdir / f'evaluation_{options.split}.json')
+  written = [command.write_files(path.parent / name, fold.values()) for name, fold in results.items()]
   command.write_json(path, content)
-  print(f'\nWritten to {path}.')
+  print('\nWritten to ' + ', '.join(map(str, [path, *sum(written, [])])) + '.')
   return 0
 
 

@@ -136,6 +136,7 @@ def _write(fold: Fold, task: Task, sections: Sequence[Any], name: str, invocatio
     unread=fold.unread,
     platform=backend.summary(),
   )
+  command.write_files(fold.workdir, [result.evaluations[key] for key in fold.evaluations])
   command.write_json(fold.workdir / 'results.json', {
     'system': config.system, 'fold': name, 'finished': True, 'command': invocation, **times,
     'evaluations': {key: command.json_numbers(each) for key, each in fold.evaluations.items()},

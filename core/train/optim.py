@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ import optax
 
 from core.errors import UserError, nearest
 
-NAMES = ('adam', 'adamw', 'sgd')
-SCHEDULES = ('constant', 'cosine', 'linear')
+NAMES = ('adam', 'adamw', 'sgd', 'nesterov')
+SCHEDULES = ('constant', 'cosine', 'linear', 'onecycle')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +30,20 @@ class Optimizer:
   schedule: Callable[[Any], Any]
 
 
-def build(config: Any, steps: int) -> Optimizer:
+def build(config: Any, steps: int, rates: Mapping[str, float] = MappingProxyType({})) -> Optimizer:
   """The optimiser that a config section describes.
 
-  Order of the chain: clipping of the global norm, weight decay added to the gradient (sgd and adam: L2; adamw:
-  decoupled, after the moments), the schedule. Weight decay leaves out biases, norms and scales (leaves with fewer than
+  Order of the chain: clipping of the global norm, weight decay added to the gradient (sgd, nesterov and adam: L2;
+  adamw: decoupled, after the moments), the rates of parts, the schedule. Weight decay leaves out biases, norms and scales (leaves with fewer than
   two axes), as is the habit in training transformers.
 
   Args:
-    config: attributes name ('adam', 'adamw', 'sgd'), learning_rate > 0, schedule ('constant', 'cosine', 'linear': the
-      decay to zero at `steps`), warmup_steps (linear from zero), weight_decay >= 0, momentum (sgd only; 0 = none),
-      clip_norm (0 = off).
+    config: attributes name (`NAMES`), learning_rate > 0, schedule ('constant', 'cosine', 'linear': the decay to zero at
+      `steps`; 'onecycle': up for 30% of the steps and down again, cosines, without a warm-up of its own), warmup_steps
+      (linear from zero), weight_decay >= 0, momentum (sgd and nesterov; 0 = none), clip_norm (0 = off).
     steps: optimiser steps of the stage, warm-up included.
+    rates: {beginning of a '/'-joined parameter path: factor on the learning rate}; the longest that fits counts, other
+      leaves have 1: {'encoder/': 0.1} fine-tunes a pretrained encoder more gently than what stands on it.
 
   Raises:
     UserError: an unknown name or schedule, or a number outside its range.
@@ -57,13 +60,15 @@ def build(config: Any, steps: int) -> Optimizer:
   decay = optax.add_decayed_weights(config.weight_decay, mask=_decayed) if config.weight_decay > 0 else None
   if decay is not None and config.name != 'adamw':
     chain.append(decay)
-  if config.name == 'sgd':
+  if config.name in ('sgd', 'nesterov'):
     if config.momentum > 0:
-      chain.append(optax.trace(config.momentum))
+      chain.append(optax.trace(config.momentum, nesterov=config.name == 'nesterov'))
   else:
     chain.append(optax.scale_by_adam())
   if decay is not None and config.name == 'adamw':
     chain.append(decay)
+  if rates:
+    chain.append(_scaled_by_part(dict(rates)))
   chain.append(optax.scale_by_learning_rate(schedule))
   return Optimizer(optax.chain(*chain), schedule)
 
@@ -81,6 +86,10 @@ def build_schedule(config: Any, steps: int) -> optax.Schedule:
     main = optax.cosine_decay_schedule(rate, rest)
   elif config.schedule == 'linear':
     main = optax.linear_schedule(rate, 0.0, rest)
+  elif config.schedule == 'onecycle':
+    if config.warmup_steps:
+      raise UserError(f"optim.warmup_steps is {config.warmup_steps}, expected 0 with the schedule 'onecycle'.")
+    main = optax.cosine_onecycle_schedule(steps, rate)
   else:
     raise UserError(
       f"optim.schedule is '{config.schedule}', expected one of {SCHEDULES}.{nearest(config.schedule, SCHEDULES)}"
@@ -88,6 +97,16 @@ def build_schedule(config: Any, steps: int) -> optax.Schedule:
   if config.warmup_steps == 0:
     return main
   return optax.join_schedules([optax.linear_schedule(0.0, rate, config.warmup_steps), main], [config.warmup_steps])
+
+
+def _scaled_by_part(rates: Mapping[str, float]) -> optax.GradientTransformation:
+  """Updates {path: array} times the rate of the part that their path begins with."""
+
+  def rate(path: str) -> float:
+    return rates[max((start for start in rates if path.startswith(start)), key=len, default='')]
+
+  rates = {'': 1.0, **rates}
+  return optax.stateless(lambda updates, params: {path: leaf * rate(path) for path, leaf in updates.items()})
 
 
 def _decayed(params: Any) -> Any:

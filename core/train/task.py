@@ -8,7 +8,8 @@ a photo, the building of a clue bank) is a stage too: it gives `run` instead of 
 The contract was tried against four kinds of system before it was fixed:
   images       several domains in one batch: rows are interleaved, domain after domain (`pipeline.interleave`),
                so that every shard and every micro-batch holds all; batch statistics travel in `LossOutput.updates`;
-  sequences    several stages with other trainable leaves; unequal numbers of valid targets in micro-batches (`weight`);
+  sequences    several stages with other trainable leaves; a stage that measures what the next one needs (`run`); unequal
+               numbers of valid targets in micro-batches (`weight`); results in a benchmark's format (`files`);
   language     a frozen base model in bf16 with trainable low-rank leaves; data of a stage that depend on the weights of
                the stage before (`Stage.data` is given the variables);
   diffusion    stages that alternate with their own procedure (`Stage.run`), frozen encoders beside a trained network.
@@ -136,11 +137,14 @@ class Evaluation:
     scalars: flat {name: number}.
     arrays: numpy arrays to plot or to save (scores, labels, confusion counts ...).
     metadata: plain data to keep in the checkpoint (a decision threshold, class names), merged over evaluators.
+    files: {name ending in .json: plain data} that launch.train and launch.evaluate write beside their results (a
+      submission in a benchmark's own format).
   """
 
   scalars: dict[str, float]
   arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+  files: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 Evaluator = Callable[[Variables, str], Evaluation]
@@ -187,7 +191,10 @@ class Task(abc.ABC):
 
   @classmethod
   def procedural(cls, config: Any) -> bool:
-    """Whether the data are made on the spot: `launch.train` then calls `prepare` first, which keeps what is there."""
+    """Whether the data are made on the spot, drawn or read off annotation files in seconds.
+
+    `launch.train` then calls `prepare` first, which keeps what is there.
+    """
     del config
     return False
 

@@ -31,6 +31,18 @@ def test_the_parent_folder_stands_for_all_folds_and_their_mean(experiment, tmp_p
   assert 'all folds' in printed and 'mean' in printed
 
 
+def test_what_an_evaluator_writes_in_a_benchmarks_format_lies_beside(experiment, tmp_path, capsys):
+  values = {}
+  for name in ('width_3', 'width_5'):
+    trained = stored(experiment / name / 'results.json')['evaluations']['test/rmse']['value']
+    values[name] = stored(experiment / name / 'submission_test.json')['value']
+    assert values[name] == trained
+  assert evaluate.main([f'--workdir={experiment}', f'--output={tmp_path / "e.json"}']) == 0
+  for name, value in values.items():
+    assert stored(tmp_path / name / 'submission_test.json') == {'value': value}
+    assert str(tmp_path / name / 'submission_test.json') in capsys.readouterr().out or name == 'width_5'
+
+
 def test_evaluators_checkpoints_and_changes_are_chosen(experiment):
   fold = experiment / 'width_3'
   usual = evaluate.run(fold, evaluators=['rmse', 'double'])['']

@@ -37,6 +37,7 @@ def _matrices(params):
     ({'name': 'adam'}, optax.adam(0.1)),
     ({'weight_decay': 0.3}, optax.adamw(0.1, weight_decay=0.3, mask=_matrices)),
     ({'name': 'sgd', 'momentum': 0.9}, optax.sgd(0.1, momentum=0.9)),
+    ({'name': 'nesterov', 'momentum': 0.9}, optax.sgd(0.1, momentum=0.9, nesterov=True)),
     ({'name': 'sgd', 'clip_norm': 0.5}, optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))),
     (
       {'name': 'sgd', 'weight_decay': 0.3},
@@ -48,6 +49,22 @@ def test_equals_optax(changes, reference):
   ours, theirs = _three_steps(optim.build(_config(**changes), 10).transformation), _three_steps(reference)
   for name in PARAMS:
     np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
+
+
+def test_parts_learn_at_their_own_rates():
+  plain = optim.build(_config(name='adam'), 10).transformation
+  scaled = optim.build(_config(name='adam'), 10, {'ker': 0.5, 'kernel': 0.1}).transformation
+  slow, fast = _three_steps(scaled), _three_steps(plain)
+  np.testing.assert_allclose(slow['kernel'] - PARAMS['kernel'], 0.1 * (fast['kernel'] - PARAMS['kernel']), rtol=1e-5)
+  np.testing.assert_array_equal(slow['bias'], fast['bias'])
+
+
+def test_onecycle_rises_for_a_third_and_falls_to_nothing():
+  rate = optim.build(_config(schedule='onecycle'), 100).schedule
+  np.testing.assert_allclose([rate(0), rate(30)], [0.004, 0.1], rtol=1e-5)
+  assert rate(15) < 0.1 > rate(60) > rate(90) > rate(100) >= 0.0
+  with pytest.raises(UserError, match='warmup_steps'):
+    optim.build(_config(schedule='onecycle', warmup_steps=3), 100)
 
 
 @pytest.mark.parametrize('schedule', ['cosine', 'linear', 'constant'])

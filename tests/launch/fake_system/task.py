@@ -52,7 +52,8 @@ class Task(TinyTask):
       if not (pathlib.Path(self.config.data.records) / 'made.txt').exists():
         raise UserError('no records: python -m launch.prepare')
       value = rmse(variables, split).scalars['value'] * self.config.eval.scale
-      return Evaluation({'value': value, 'undefined': float('nan')}, metadata={'threshold': value})
+      files = {f'submission_{split}.json': {'value': value}}
+      return Evaluation({'value': value, 'undefined': float('nan')}, metadata={'threshold': value}, files=files)
 
     return {
       'rmse': scaled,
