@@ -79,6 +79,18 @@ def attention(
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
 
 
+def attention_weights(query: jax.Array, key: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+  """softmax(query key^T / sqrt(D)) itself, f32 [B, H, N, M]: for dropout on it and for looking at it.
+
+  Args:
+    query: [B, N, H, D].
+    key: [B, M, H, D].
+    mask: as in `attention`.
+  """
+  scores = _product('bnhd,bmhd->bhnm', query * query.shape[-1] ** -0.5, key)
+  return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, MASKED))
+
+
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 

@@ -86,17 +86,18 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Linear, GELU, linear."""
+  """Linear, activation (the exact GELU by default), linear."""
 
   hidden: int
   dtype: Any = jnp.float32
   dense: Callable[..., nn.Module] = dense
+  activation: Callable[[jax.Array], jax.Array] = gelu
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [B, N, C] -> [B, N, C]."""
     linear = functools.partial(self.dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
-    return linear(x.shape[-1], name='down')(gelu(linear(self.hidden, name='up')(x)))
+    return linear(x.shape[-1], name='down')(self.activation(linear(self.hidden, name='up')(x)))
 
 
 class Block(nn.Module):
