@@ -34,8 +34,8 @@ def build(config: Any, steps: int, rates: Mapping[str, float] = MappingProxyType
   """The optimiser that a config section describes.
 
   Order of the chain: clipping of the global norm, weight decay added to the gradient (sgd, nesterov and adam: L2;
-  adamw: decoupled, after the moments), the rates of parts, the schedule. Weight decay leaves out biases, norms and scales (leaves with fewer than
-  two axes), as is the habit in training transformers.
+  adamw: decoupled, after the moments), the rates of parts, the schedule. Weight decay leaves out biases, norms and
+  scales (leaves with fewer than two axes), as is the habit in training transformers.
 
   Args:
     config: attributes name (`NAMES`), learning_rate > 0, schedule ('constant', 'cosine', 'linear': the decay to zero at

@@ -8,8 +8,8 @@ a photo, the building of a clue bank) is a stage too: it gives `run` instead of 
 The contract was tried against four kinds of system before it was fixed:
   images       several domains in one batch: rows are interleaved, domain after domain (`pipeline.interleave`),
                so that every shard and every micro-batch holds all; batch statistics travel in `LossOutput.updates`;
-  sequences    several stages with other trainable leaves; a stage that measures what the next one needs (`run`); unequal
-               numbers of valid targets in micro-batches (`weight`); results in a benchmark's format (`files`);
+  sequences    several stages with other trainable leaves; a stage that measures what the next one needs (`run`);
+               unequal numbers of valid targets in micro-batches (`weight`); results in a benchmark's format (`files`);
   language     a frozen base model in bf16 with trainable low-rank leaves; data of a stage that depend on the weights of
                the stage before (`Stage.data` is given the variables);
   diffusion    stages that alternate with their own procedure (`Stage.run`), frozen encoders beside a trained network.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 
 from core.data import face_frames, pipeline
 from core.metrics import biometrics
-from core.train import mesh as mesh_lib
+from core.train import forward
 from core.train.task import Evaluation, Variables
 from fas.fas_aug import operators, policy
 from fas.fas_aug.assets import Assets
@@ -113,7 +113,11 @@ class Scorer:
 
   def __call__(self, variables: Variables, images: np.ndarray) -> np.ndarray:
     """P(live), f64 [N], of uint8 [N, S, S, 3]."""
-    return in_batches(self._score, variables, [images], self.batch_size)
+    return forward.in_batches(self._score, variables, [images], self.batch_size).astype(np.float64)
+
+  def over(self, variables: Variables, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
+    """P(live), f64 [N], of the 'image' of batches as `pipeline.eval_batches` makes them."""
+    return forward.over(self._score, variables, batches, ('image',)).astype(np.float64)
 
 
 class Judge:
@@ -207,7 +211,7 @@ class Judge:
   def _score_split(self, variables: Variables, split: str) -> Scores:
     records = self.frames.split(split)
     batches = pipeline.eval_batches(records, self.batch_size, _picture)
-    scores = np.concatenate([self._scorer(variables, batch['image'])[batch['mask']] for batch in batches])
+    scores = self._scorer.over(variables, batches)
     table, domain = records.table, records.table['domain'].astype(str)
     return Scores(
       score=scores,
@@ -226,7 +230,8 @@ class Judge:
       return np.zeros(0)
     share = policy.level_shares(pictures[0].shape[0]).get(operators.NAMES[operator], 1.0)
     step = lambda *arrays: self._altered(*arrays, np.int32(operator), np.float32(level * share), self._assets)  # noqa: E731
-    return in_batches(step, variables, [np.stack(pictures), positions.astype(np.uint32)], self.batch_size)
+    rows = [np.stack(pictures), positions.astype(np.uint32)]
+    return forward.in_batches(step, variables, rows, self.batch_size).astype(np.float64)
 
 
 def live_scores(classifier: Any, variables: Variables, images: jax.Array) -> jax.Array:
@@ -265,36 +270,6 @@ def altered_scores(
 def to_unit(images: jax.Array) -> jax.Array:
   """uint8 pictures as f32 in [0, 1]."""
   return images.astype(jnp.float32) / 255.0
-
-
-def in_batches(
-  function: Callable[..., jax.Array], variables: Variables, arrays: Sequence[np.ndarray], batch_size: int
-) -> np.ndarray:
-  """`function(variables, *rows of arrays)` over all rows, as f64 [N] on every process.
-
-  Every call gets one number of rows: `batch_size`, or the next power of two where there are fewer rows (a single photo
-  should not cost a batch), rounded up to the shards of the mesh that the variables lie on. The last row is repeated to
-  fill the last call, and what the repeats give is dropped. Each process holds all rows, its devices compute their part.
-  """
-  sharding = next((s for s in map(_batch_sharding, jax.tree.leaves(variables)) if s is not None), None)
-  shards = sharding.num_devices if sharding is not None else 1  # a multiple of the parts that rows divide into
-  count, results = len(arrays[0]), []
-  size = -(-min(batch_size, 1 << max(count - 1, 0).bit_length()) // shards) * shards
-  for start in range(0, count, size):
-    rows = np.minimum(np.arange(start, start + size), count - 1)
-    batch = [array[rows] for array in arrays]
-    if sharding is not None:
-      batch = [jax.make_array_from_callback(part.shape, sharding, part.__getitem__) for part in batch]
-    results.append(function(variables, *batch))
-  return np.concatenate(mesh_lib.host_arrays(results))[:count].astype(np.float64)
-
-
-def _batch_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:
-  """How rows lie on the mesh of a placed parameter; None for host arrays and single devices."""
-  sharding = getattr(leaf, 'sharding', None)
-  if isinstance(sharding, jax.sharding.NamedSharding) and set(mesh_lib.BATCH_AXES) <= set(sharding.mesh.axis_names):
-    return mesh_lib.batch_sharding(sharding.mesh)
-  return None
 
 
 def _picture(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""Forward passes over many rows, on the devices where the variables lie: what evaluators and predictors stand on.
+
+Each process holds all rows, its devices compute their part of every batch; each process has all results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from core.train import mesh as mesh_lib
+
+Function = Callable[..., Any]
+"""A jitted `function(variables, *arrays)` that gives a tree of arrays with one row per row."""
+
+
+def in_batches(function: Function, variables: Any, arrays: Sequence[np.ndarray], batch_size: int) -> Any:
+  """`function(variables, *rows of arrays)` over all rows, as a tree of host arrays [N, ...].
+
+  Every call gets one number of rows: `batch_size`, or the next power of two where there are fewer rows (a single photo
+  should not cost a batch), rounded up to the shards of the mesh that the variables lie on. The last row is repeated to
+  fill the last call, and what the repeats give is dropped.
+  """
+  sharding = _batch_sharding(variables)
+  count = len(arrays[0])
+  size = _whole(min(batch_size, 1 << max(count - 1, 0).bit_length()), sharding)
+  results = []
+  for start in range(0, count, size):
+    rows = np.minimum(np.arange(start, start + size), count - 1)
+    results.append(function(variables, *(_placed(array[rows], sharding) for array in arrays)))
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *mesh_lib.host_arrays(results))
+
+
+def over(function: Function, variables: Any, batches: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> Any:
+  """`function(variables, *fields of the batch)` over `core.data.pipeline.eval_batches`, as a tree of host arrays.
+
+  Rows whose 'mask' is false are dropped. A batch is let go before the next is read, so that pixels of many clips need
+  not lie in memory at once; a batch that the shards do not divide has its last row repeated.
+  """
+  sharding = _batch_sharding(variables)
+  results = []
+  for batch in batches:
+    count = len(batch['mask'])
+    rows = np.minimum(np.arange(_whole(count, sharding)), count - 1)
+    out = function(variables, *(_placed(np.asarray(batch[field])[rows], sharding) for field in fields))
+    kept = np.flatnonzero(batch['mask'])
+    results.append(jax.tree.map(lambda leaf: leaf[kept], mesh_lib.host_arrays(out)))  # noqa: B023 - called at once
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def _batch_sharding(variables: Any) -> jax.sharding.NamedSharding | None:
+  """How rows lie on the mesh of placed variables; None for host arrays and single devices."""
+  for leaf in jax.tree.leaves(variables):
+    sharding = getattr(leaf, 'sharding', None)
+    if isinstance(sharding, jax.sharding.NamedSharding) and set(mesh_lib.BATCH_AXES) <= set(sharding.mesh.axis_names):
+      return mesh_lib.batch_sharding(sharding.mesh)
+  return None
+
+
+def _whole(rows: int, sharding: jax.sharding.NamedSharding | None) -> int:
+  """The rows rounded up to a multiple of the shards."""
+  shards = sharding.num_devices if sharding is not None else 1
+  return -(-rows // shards) * shards
+
+
+def _placed(part: np.ndarray, sharding: jax.sharding.NamedSharding | None) -> Any:
+  return part if sharding is None else jax.make_array_from_callback(part.shape, sharding, part.__getitem__)
