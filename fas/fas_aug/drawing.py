@@ -1,16 +1,15 @@
-"""Pictures with words on them: the colours, the lettering and the sheets of reports and predictions."""
+"""The colours and the sheets of faces of reports and predictions."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import pathlib
 from collections.abc import Sequence
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from core.data.drawing import font, ink, shorten
 
 COLORS = {
   'live': (0, 114, 178),
@@ -24,36 +23,6 @@ COLORS = {
 
 LINE = 16
 """Pixels per line of a cell's caption."""
-
-
-@functools.lru_cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-  """DejaVu Sans, which comes with matplotlib and has most of the world's scripts that file names use."""
-  folder = pathlib.Path(matplotlib.get_data_path()) / 'fonts' / 'ttf'
-  return ImageFont.truetype(str(folder / f'DejaVuSans{"-Bold" if bold else ""}.ttf'), size)
-
-
-def wrapped(text: str, size: int, width: int) -> list[str]:
-  """Lines of at most `width` pixels, broken between words."""
-  lines = ['']
-  for word in text.split():
-    longer = f'{lines[-1]} {word}'.strip()
-    if lines[-1] and font(size).getlength(longer) > width:
-      lines.append(word)
-    else:
-      lines[-1] = longer
-  return lines
-
-
-def shorten(text: str, size: int, width: int) -> str:
-  """The text, its middle cut out where it is wider than `width` pixels: names differ at their ends."""
-  if font(size).getlength(text) <= width:
-    return text
-  for kept in range(len(text) - 1, 1, -1):
-    short = text[: kept - kept // 2] + '…' + text[len(text) - kept // 2 :]
-    if font(size).getlength(short) <= width:
-      return short
-  return '…'
 
 
 def fit(picture: np.ndarray, side: int) -> np.ndarray:
@@ -118,8 +87,7 @@ def sheet(
 def _draw_cell(canvas: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, cell: Cell, side: int) -> None:
   canvas.paste(Image.fromarray(fit(cell.picture, side)), (x, y))
   draw.rectangle((x, y + side, x + side - 1, y + side + 18), fill=COLORS[cell.color])
-  # Orange is too light for white letters.
-  ink = 'black' if sum(COLORS[cell.color]) > 380 else 'white'
-  draw.text((x + 5, y + side + 2), shorten(cell.verdict, 12, side - 8), font=font(12, bold=True), fill=ink)
+  verdict = shorten(cell.verdict, 12, side - 8)
+  draw.text((x + 5, y + side + 2), verdict, font=font(12, bold=True), fill=ink(COLORS[cell.color]))
   for i, text in enumerate(cell.lines):
     draw.text((x, y + side + 22 + LINE * i), shorten(text, 11, side), font=font(11), fill=(60, 60, 60))

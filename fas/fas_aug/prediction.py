@@ -19,10 +19,11 @@ from PIL import Image, ImageDraw
 
 from core.data import face, image, video
 from core.data.antispoofing import detection, sources
+from core.data.drawing import font, shorten, wrapped
 from core.errors import UserError
 from core.train import task as contract
 from fas.fas_aug import evaluation
-from fas.fas_aug.drawing import COLORS, font, shorten, wrapped
+from fas.fas_aug.drawing import COLORS
 
 BATCH = 8
 """Faces scored in one go."""
