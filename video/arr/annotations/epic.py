@@ -1,7 +1,7 @@
 """EPIC-KITCHENS-100: the official CSV files, and RULSTM's re-indexed ones (spec 6.1).
 
 Official times are the timestamps. `start_frame` of the official files is never used: it is timestamp times a nominal
-rate, whatever the video's own, and drifts by up to minutes. RULSTM's frames are at a fixed 30 per second, and within one
+rate, whatever the video's own, and drifts by up to minutes. RULSTM's frames are at a fixed 30 per second, within one
 frame of the timestamp.
 
 An action is a (verb, noun) pair: the 3,806 of RULSTM's `actions.csv`, in its order, where that file is; otherwise the

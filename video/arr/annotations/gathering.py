@@ -21,7 +21,7 @@ DAMAGED = '\N{REPLACEMENT CHARACTER}'
 
 
 def locate(root: str | pathlib.Path, dataset: str, marks: Sequence[str]) -> pathlib.Path:
-  """The folder that holds a dataset: `root`, or one of its direct subfolders, whatever their names.
+  """The folder that holds a dataset: `root`, or else one of its direct subfolders, whatever their names.
 
   Args:
     root: a user's folder.
@@ -34,8 +34,9 @@ def locate(root: str | pathlib.Path, dataset: str, marks: Sequence[str]) -> path
   root = pathlib.Path(root).expanduser()
   if not root.is_dir():
     raise UserError(f"There is no folder '{root}'; give the one with the annotation files of '{dataset}'.")
-  candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-  found = [folder for folder in candidates if any((folder / mark).exists() for mark in marks)]
+  if any((root / mark).exists() for mark in marks):
+    return root
+  found = sorted(folder for folder in root.iterdir() if any((folder / mark).exists() for mark in marks))
   if not found:
     inside = ', '.join(sorted(path.name for path in root.iterdir())[:12]) or 'nothing'
     raise UserError(
@@ -154,7 +155,7 @@ class Gathering:
     """Keeps a segment, or says in a problem row why not; returns whether it was kept."""
     if not (uid and video):
       self.problem('bad line', where, 'no id or no video')
-    elif not (math.isfinite(start) and math.isfinite(stop) and start >= 0):
+    elif not (math.isfinite(stop) and start >= 0):
       self.problem('bad line', where, f'{uid} lasts from {start} to {stop} s')
     elif stop <= start:
       self.problem('stop before start', where, f'{uid} starts at {start:.3f} s and stops at {stop:.3f} s')

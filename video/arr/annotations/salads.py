@@ -7,15 +7,15 @@ line, in some copies with a first line `#bundle` and absolute paths. The five fo
 Official annotation (written from descriptions, the files were not at hand): 'START STOP name_{prep,core,post}' per line
 of `activityAnnotations/XX-Y-activityAnnotation.txt`, and `timestamps/timestamps-XX-Y.txt`, whose first column is the
 time of a frame in the same units. Lines without one of the three endings are coarse activities and are passed over.
-Between two activities these files say nothing; in the frame labels there are no gaps. The folds are those of the bundles
-in either case.
+Between two activities these files say nothing; in the frame labels there are no gaps. Either way the bundles make the
+folds.
 """
 
 from __future__ import annotations
 
 import io
-import pathlib
 import itertools
+import pathlib
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -74,6 +74,8 @@ def read(root: str | pathlib.Path, fold: int = 1, context: Sequence[str] = CONTE
     if video not in splits:
       gather.problem('not in fold', source, f'{video} is in neither bundle of fold {fold}')
       continue
+    if not segments:
+      gather.problem('empty file', source, f'no frame of {video} is labelled')
     for i, (start, stop, name) in enumerate(segments):
       if name not in actions:
         gather.problem('unknown class', source, f"'{name}' from {start:.2f} to {stop:.2f} s is left unlabelled")
