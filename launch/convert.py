@@ -22,17 +22,24 @@ import numpy as np
 from absl import flags
 
 from core.errors import UserError, nearest
-from core.nn import adapters
+from core.nn import adapters, gpt
 from core.nn import resnet as resnet_nn
+from core.nn import videomae as videomae_nn
 from core.nn import vit as vit_nn
 from core.train import backend, checkpoint
-from core.weights import files, resnet, table, vit
+from core.weights import files, gpt2, resnet, table, videomae, vit
 from launch import command
 
-ARCHITECTURES = {'vit': vit, 'resnet': resnet}
-NETWORKS = {'vit': vit_nn.ViT, 'resnet': resnet_nn.ResNet}
-MARKERS = {'vit': 'patches/kernel', 'resnet': 'stem/conv/kernel'}
-"""A leaf that tells an architecture among our paths."""
+# in this order where names tell: a VideoMAE has the marker of transformers' ViT too
+ARCHITECTURES = {'videomae': videomae, 'vit': vit, 'resnet': resnet, 'gpt2': gpt2}
+NETWORKS = {'videomae': videomae_nn.VideoMAE, 'vit': vit_nn.ViT, 'resnet': resnet_nn.ResNet, 'gpt2': gpt.Decoder}
+MARKERS = {
+  'vit': ('patches/kernel',),
+  'resnet': ('stem/conv/kernel',),
+  'videomae': ('tubelets/kernel',),
+  'gpt2': ('block_0/attention/query/kernel', 'blocks/attention/query/kernel'),
+}
+"""Leaves, any of which tells an architecture among our paths."""
 
 
 def inspect(
@@ -42,7 +49,7 @@ def inspect(
 
   Args:
     tensors: of `core.weights.files.read`.
-    architecture: 'vit', 'resnet', or '' to see it from the names.
+    architecture: a key of `ARCHITECTURES`, or '' to see it from the names.
     image_size: (height, width) that position embeddings are for, where they are not for a square.
 
   Returns:
@@ -50,16 +57,18 @@ def inspect(
   """
   architecture = architecture or _architecture_of(tensors)
   module = ARCHITECTURES[architecture]
-  if architecture == 'resnet':
-    fields, size = resnet.infer(tensors)
+  if architecture == 'gpt2':
+    fields, size = gpt2.infer(tensors), {}
+    inputs = (1, 1, fields['width'])
   else:
-    fields, size = vit.infer(tensors, image_size)
+    fields, pixels = vit.infer(tensors, image_size) if architecture == 'vit' else module.infer(tensors)
+    size = {'clip_size' if architecture == 'videomae' else 'image_size': pixels}
+    inputs = (1, *pixels, 3)
   network = NETWORKS[architecture](**fields)
-  shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), np.float32))
-  leaves = _flat(shapes)
-  options = {'grid': network.tokens(size).grid} if architecture == 'vit' else {}
-  loaded, account = module.load(leaves, tensors, **options)
-  return architecture, {**fields, 'image_size': size}, loaded, account
+  shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct(inputs, np.float32))
+  options = {'grid': network.tokens(pixels).grid} if architecture == 'vit' else {}
+  loaded, account = module.load(_flat(shapes), tensors, **options)
+  return architecture, {**fields, **size}, loaded, account
 
 
 def backbone(workdir: str | pathlib.Path, which: str, prefix: str) -> tuple[str, dict[str, Any], list[str]]:
@@ -67,13 +76,14 @@ def backbone(workdir: str | pathlib.Path, which: str, prefix: str) -> tuple[str,
   variables, _ = checkpoint.restore_variables(workdir, which)
   leaves, start = _flat(variables), f'{prefix}/' if prefix else ''
   own = {path.removeprefix(start): leaf for path, leaf in leaves.items() if path.startswith(start)}
-  for architecture, marker in MARKERS.items():
-    if marker in own:
+  for architecture, markers in MARKERS.items():
+    if any(marker in own for marker in markers):
       return architecture, own, [path for path in leaves if not path.startswith(start)]
   tops = sorted({path.split('/')[0] for path in leaves})
   raise UserError(
-    f"'{workdir}' holds no ViT and no ResNet under '{prefix}' (no {' and no '.join(MARKERS.values())}); its networks"
-    f' are {tops}: choose one by --prefix.{nearest(prefix, tops)}'
+    f"'{workdir}' holds no network of {sorted(MARKERS)} under '{prefix}' (none has its own leaf there:"
+    f' {", ".join(markers[0] for markers in MARKERS.values())}); its networks are {tops}: choose one by --prefix.'
+    f'{nearest(prefix, tops)}'
   )
 
 
@@ -117,7 +127,12 @@ def declare(values: flags.FlagValues) -> None:
   flags.DEFINE_string('which', 'best', "Which checkpoint: 'best', 'last' or a step.", flag_values=values)
   flags.DEFINE_string('prefix', 'backbone', "The backbone's name in the run's parameters.", flag_values=values)
   flags.DEFINE_string('output', None, '.safetensors file to write.', flag_values=values)
-  flags.DEFINE_string('layout', None, 'timm or transformers (ViT), torchvision or transformers.', flag_values=values)
+  flags.DEFINE_string(
+    'layout',
+    None,
+    'timm or transformers (ViT), torchvision or transformers (ResNet), transformers (the others).',
+    flag_values=values,
+  )
 
 
 def execute(arguments: command.Arguments) -> int:

@@ -55,8 +55,10 @@ class Cache(flax.struct.PyTreeNode):
   @classmethod
   def empty(cls, layers: int, batch: int, places: int, heads: int, width: int, dtype: Any = jnp.float32) -> Cache:
     """A cache without a position; `width` is that of one head."""
-    zeros = jnp.zeros((layers, batch, places, heads, width), dtype)
-    return cls(zeros, zeros, jnp.zeros((batch, places), bool), jnp.zeros((), jnp.int32))
+    shape = (layers, batch, places, heads, width)  # two arrays: one twice could not be donated
+    return cls(
+      jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, places), bool), jnp.zeros((), jnp.int32)
+    )
 
   @property
   def places(self) -> int:
@@ -202,8 +204,8 @@ class Decoder(nn.Module):
       return_attention: whether to return the attention weights too.
 
     Returns:
-      h [B, T, C] after the final norm; (h, cache with x in it) with a cache; (h, attention) or (h, cache, attention) with
-      `return_attention`: f32 [B, L, H, T, T] before dropout, the last axis being the cache's places where there is one.
+      h [B, T, C] after the final norm. With a cache (h, the cache with x in it). With `return_attention` a last part,
+      the weights before dropout: f32 [B, L, H, T, T], the last axis being the cache's places where there is a cache.
     """
     self._check(x, cache)
     count, start = x.shape[1], 0 if cache is None else cache.length

@@ -61,13 +61,13 @@ class SelfAttention(nn.Module):
 
   Attributes:
     heads: number of heads; divides the width.
-    qkv_bias: whether query, key and value have biases.
+    qkv_bias: whether query, key and value have biases, or the names of those that have one.
     dtype: compute type; parameters are f32.
     dense: makes the linear layers, with `nn.Dense`'s arguments.
   """
 
   heads: int
-  qkv_bias: bool = True
+  qkv_bias: bool | tuple[str, ...] = True
   dtype: Any = jnp.float32
   dense: Callable[..., nn.Module] = dense
 
@@ -78,9 +78,11 @@ class SelfAttention(nn.Module):
     if width % self.heads:
       raise UserError(f'{self.heads} attention heads do not divide the width {width}.')
     linear = functools.partial(self.dense, width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    names = ('query', 'key', 'value')
+    biased = (names if self.qkv_bias else ()) if isinstance(self.qkv_bias, bool) else self.qkv_bias
     query, key, value = (
-      linear(use_bias=self.qkv_bias, name=name)(x).reshape(*x.shape[:-1], self.heads, width // self.heads)
-      for name in ('query', 'key', 'value')
+      linear(use_bias=name in biased, name=name)(x).reshape(*x.shape[:-1], self.heads, width // self.heads)
+      for name in names
     )
     return linear(name='out')(attention(query, key, value, mask=mask).reshape(x.shape))
 
@@ -105,7 +107,7 @@ class Block(nn.Module):
 
   heads: int
   mlp_dim: int
-  qkv_bias: bool = True
+  qkv_bias: bool | tuple[str, ...] = True
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
   adapter: Adapter | None = None
@@ -135,7 +137,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """`depth` blocks and a final norm.
+  """`depth` blocks and a final norm, unless `final_norm` is off.
 
   Attributes:
     depth: number of blocks.
@@ -148,13 +150,14 @@ class Encoder(nn.Module):
   depth: int
   heads: int
   mlp_dim: int
-  qkv_bias: bool = True
+  qkv_bias: bool | tuple[str, ...] = True
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
   adapter: Adapter | None = None
   dense: Callable[..., nn.Module] = dense
   remat: bool = False
   scan: bool = False
+  final_norm: bool = True
 
   @nn.compact
   def __call__(
@@ -181,7 +184,7 @@ class Encoder(nn.Module):
     else:
       for i in range(self.depth):
         x = apply(block(name=f'block_{i}'), x)
-    return LayerNorm(self.epsilon, self.dtype, name='norm')(x)
+    return LayerNorm(self.epsilon, self.dtype, name='norm')(x) if self.final_norm else x
 
 
 def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,17 +37,19 @@ class Transform:
 COPY = Transform(lambda x: (x,), lambda x: x)
 LINEAR = Transform(lambda x: (x.T,), lambda x: x.T)
 """[out, in] <-> [in, out]."""
-CONV = Transform(lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1))
-"""[out, in, kh, kw] <-> [kh, kw, in, out]."""
+CONV = Transform(
+  lambda x: (x.transpose(*range(2, x.ndim), 1, 0),), lambda x: x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2))
+)
+"""[out, in, kh, kw] <-> [kh, kw, in, out]; with a time axis [out, in, kt, kh, kw] <-> [kt, kh, kw, in, out]."""
 
 
-def split(parts: int, of: Transform = COPY) -> Transform:
-  """One public tensor whose first axis joins several of ours (a fused qkv), each further transformed by `of`."""
+def split(parts: int, of: Transform = COPY, axis: int = 0) -> Transform:
+  """One public tensor whose `axis` joins several of ours (a fused qkv), each further transformed by `of`."""
 
   def load(x: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(of.load(part)[0] for part in np.split(x, parts))
+    return tuple(of.load(part)[0] for part in np.split(x, parts, axis))
 
-  return Transform(load, lambda *ours: np.concatenate([of.export(x) for x in ours]))
+  return Transform(load, lambda *ours: np.concatenate([of.export(x) for x in ours], axis))
 
 
 @dataclasses.dataclass(frozen=True)
