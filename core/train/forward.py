@@ -5,6 +5,7 @@ Each process holds all rows, its devices compute their part of every batch; each
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,28 @@ def over(function: Function, variables: Any, batches: Iterable[Mapping[str, Any]
     kept = np.flatnonzero(batch['mask'])
     results.append(jax.tree.map(lambda leaf: leaf[kept], mesh_lib.host_arrays(out)))  # noqa: B023 - called at once
   return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+class Memo:
+  """`compute(variables, key)`, kept per key as long as the same variables are asked about.
+
+  Several evaluators need the same pass over a split; this makes it once.
+  """
+
+  def __init__(self, compute: Callable[[Any, str], Any]):
+    self._compute = compute
+    self._variables: list[weakref.ref] = []
+    self._results: dict[str, Any] = {}
+
+  def __call__(self, variables: Any, key: str) -> Any:
+    """The result for these variables (the same arrays, not equal ones)."""
+    leaves = jax.tree.leaves(variables)
+    if len(leaves) != len(self._variables) or any(known() is not leaf for known, leaf in zip(self._variables, leaves)):
+      # Weak: a memo must not keep a former step's weights alive.
+      self._variables, self._results = [weakref.ref(leaf) for leaf in leaves], {}
+    if key not in self._results:
+      self._results[key] = self._compute(variables, key)
+    return self._results[key]
 
 
 def _batch_sharding(variables: Any) -> jax.sharding.NamedSharding | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -134,8 +133,7 @@ class Judge:
     self._held_out = bool(config.data.validation_fraction)
     self._scorer = Scorer(classifier, self.batch_size)
     self._altered = jax.jit(lambda *arguments: altered_scores(classifier, *arguments))
-    self._known: list[weakref.ref] = []
-    self._scores: dict[str, Scores] = {}
+    self.scores = forward.Memo(self._score_split)  # (variables, split) -> Scores of all frames
     self._announced = ''
 
   def biometrics(self, variables: Variables, split: str) -> Evaluation:
@@ -189,16 +187,6 @@ class Judge:
         apcer[o, j] = after[1] if flips else after[0]
         bpcer[o, j] = np.nan if flips else 1 - after[1]
     return _artefact_evaluation(bpcer, apcer, none, point, [len(chosen[1]), len(chosen[0])])
-
-  def scores(self, variables: Variables, split: str) -> Scores:
-    """Scores of all frames of a split, computed once per variables."""
-    leaves = jax.tree.leaves(variables)
-    if len(leaves) != len(self._known) or any(known() is not leaf for known, leaf in zip(self._known, leaves)):
-      # Weak: a judge must not keep a former step's weights alive.
-      self._known, self._scores = [weakref.ref(leaf) for leaf in leaves], {}
-    if split not in self._scores:
-      self._scores[split] = self._score_split(variables, split)
-    return self._scores[split]
 
   def operating_point(self, variables: Variables) -> OperatingPoint:
     """The thresholds that held-out source subjects choose for these variables; says once which data they are."""

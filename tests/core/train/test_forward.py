@@ -1,5 +1,7 @@
 """Forward passes in batches give what one pass over all rows gives, whatever the batch size and the padding."""
 
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,3 +40,14 @@ def test_variables_on_a_mesh_decide_where_the_rows_lie():
 
   np.testing.assert_allclose(forward.in_batches(spy, placed, [ROWS], 4), ROWS.sum(-1), rtol=1e-5)
   assert all(set(sharding.mesh.axis_names) == {'data', 'fsdp', 'tensor'} for sharding in seen)
+
+
+def test_a_memo_asks_once_per_variables_and_does_not_keep_them_alive():
+  calls = []
+  memo = forward.Memo(lambda variables, key: calls.append(key) or len(calls))
+  first = {'w': np.zeros(2)}
+  assert [memo(first, 'val'), memo(first, 'val'), memo(first, 'test')] == [1, 1, 2]
+  known = weakref.ref(first['w'])
+  assert memo({'w': np.zeros(2)}, 'val') == 3
+  del first
+  assert known() is None
