@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core.nn import adapters, resnet, vit
+from core.nn import adapters, gpt, resnet, videomae, vit
 from core.weights import files
+from core.weights import gpt2 as gpt2_weights
 from core.weights import resnet as resnet_weights
+from core.weights import videomae as videomae_weights
 from core.weights import vit as vit_weights
 from launch import convert
 
@@ -58,6 +60,35 @@ def test_a_resnet_is_seen_from_its_names(tmp_path, capsys):
   files.write(tmp_path / 'r.safetensors', resnet_weights.export(own, 'torchvision'))
   assert convert.main([f'--input={tmp_path / "r.safetensors"}']) == 0
   assert 'resnet: depths (1, 1), widths (8, 8), bottleneck False, stem_width 8' in capsys.readouterr().out
+
+
+def test_a_videomae_and_a_gpt2_are_seen_from_their_names(tmp_path, capsys):
+  tubelets = videomae.VideoMAE(patch=(2, 8, 8), width=12, depth=1, heads=1, mlp_dim=20)
+  files.write(tmp_path / 'v.safetensors', videomae_weights.export(leaves(tubelets, (2, 16, 16)), 'transformers'))
+  assert convert.main([f'--input={tmp_path / "v.safetensors"}']) == 0
+  printed = capsys.readouterr().out
+  assert 'videomae: patch (2, 8, 8), width 12, depth 1' in printed and 'clip_size (16, 224, 224)' in printed
+  assert 'fresh    0 leaves' in printed
+  decoder = gpt.Decoder(depth=2, heads=1, width=12, max_positions=9)
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0), jnp.zeros((1, 1, 12)))['params']
+  own = {
+    path: np.ones(leaf.shape, np.float32) for path, leaf in flax.traverse_util.flatten_dict(shapes, sep='/').items()
+  }
+  files.write(tmp_path / 'g.safetensors', gpt2_weights.export(own, 'transformers'))
+  assert convert.main([f'--input={tmp_path / "g.safetensors"}']) == 0
+  assert 'gpt2: depth 2, heads 1, width 12, mlp_dim 48, max_positions 9' in capsys.readouterr().out
+
+
+def test_the_decoder_of_a_run_is_exported(tmp_path, monkeypatch, capsys):
+  decoder = gpt.Decoder(depth=2, heads=1, width=12, max_positions=9, scan=True)
+  params = {'decoder': decoder.init(jax.random.key(0), jnp.zeros((1, 1, 12)))['params'], 'head': {'bias': np.ones(2)}}
+  monkeypatch.setattr(convert.checkpoint, 'restore_variables', lambda workdir, which: ({'params': params}, {}))
+  output = tmp_path / 'decoder.safetensors'
+  assert convert.main(['--workdir=RUN', '--prefix=decoder', f'--output={output}', '--layout=transformers']) == 0
+  assert 'gpt2 of RUN; 1 leaves without a public name' in capsys.readouterr().out
+  np.testing.assert_array_equal(
+    files.read(output)['h.1.mlp.c_fc.weight'], params['decoder']['blocks']['mlp']['up']['kernel'][1]
+  )
 
 
 def test_images_that_are_not_square_are_named(tmp_path, capsys):
