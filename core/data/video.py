@@ -1,7 +1,10 @@
 """Videos in and out, through PyAV: frames as uint8 RGB arrays [H, W, 3], upright by the container's rotation tag.
 
-Frames are counted in presentation order from 0. Nothing trusts the container's own frame count: packets are counted
-(without decoding), which also tells a truncated file from a short one.
+Frames are counted in presentation order from 0, times in seconds from the first frame. Nothing trusts the container's
+own frame count: packets are counted (without decoding), which also tells a truncated file from a short one.
+
+`frames` takes frames by number and decodes from the start; `at_times` takes them by time, from the key frame before,
+and never touches what lies behind a limit (the future that a predictor must not see).
 """
 
 from __future__ import annotations
@@ -15,7 +18,23 @@ from collections.abc import Iterable, Iterator, Sequence
 import av
 import numpy as np
 
+from core.data.container import describe, display_matrix, open_file, packets_of, upright, video_stream
+from core.data.seek import Seeker, at_times, duration
 from core.errors import UserError
+
+__all__ = [
+  'CODECS',
+  'SUFFIXES',
+  'Info',
+  'Seeker',
+  'at_times',
+  'duration',
+  'frames',
+  'info',
+  'iterate',
+  'linspace_indices',
+  'write',
+]
 
 SUFFIXES = ('.avi', '.mov', '.mp4', '.m4v', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv')
 """Lower-case endings that are taken for videos."""
@@ -64,17 +83,17 @@ def info(path: str | pathlib.Path) -> Info:
   Raises:
     UserError: missing, empty, no video, not one decodable frame.
   """
-  with _open(path) as container:
-    stream = _stream(container, path)
-    packets = sum(packet.size > 0 for packet in _packets(container, stream))
+  with open_file(path) as container:
+    stream = video_stream(container, path)
+    packets = sum(packet.size > 0 for packet in packets_of(container, stream))
     stated, fps = stream.frames, float(stream.average_rate or 0)
     codec = stream.codec_context.name
   with contextlib.closing(_decoded(path, [])) as decoder:
     _, first = next(decoder, (0, None))
   if first is None:
     raise UserError(f"'{path}' has no frame that can be decoded ({packets} packets, codec {codec}); is it truncated?")
-  matrix = _display_matrix(first)
-  turned, mirrored = _describe(matrix)
+  matrix = display_matrix(first)
+  turned, mirrored = describe(matrix)
   width, height = (first.height, first.width) if turned % 180 else (first.width, first.height)
   return Info(str(path), width, height, packets, stated, fps, codec, turned, mirrored)
 
@@ -141,7 +160,7 @@ def _collect(path: str | pathlib.Path, wanted: set[int], damage: list[str]) -> t
     for index, frame in stream:
       decoded = index + 1
       if index in wanted:
-        found.append((index, _upright(frame)))
+        found.append((index, upright(frame)))
       if index >= last:
         break
   return found, decoded
@@ -151,7 +170,7 @@ def iterate(path: str | pathlib.Path) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (frame number, uint8 [H, W, 3]) one by one, upright; damage is a warning at the end."""
   damage: list[str] = []
   for index, frame in _decoded(path, damage):
-    yield index, _upright(frame)
+    yield index, upright(frame)
   if damage:
     warnings.warn(f"'{path}': {'; '.join(damage)}", stacklevel=2)
 
@@ -201,45 +220,6 @@ def write(
     container.mux(stream.encode())
 
 
-def _open(path: str | pathlib.Path) -> av.container.InputContainer:
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f"No video file at '{path}'.")
-  if path.stat().st_size == 0:
-    raise UserError(f"'{path}' is empty (0 bytes). Copy or download it again.")
-  try:
-    return av.open(str(path), metadata_errors='replace')  # titles and comments come in any encoding
-  except av.error.FFmpegError as error:
-    raise UserError(
-      f"'{path}' cannot be opened as a video ({error.strerror}). An mp4 or mov that was cut off has lost its index: "
-      'copy or download it again.'
-    ) from error
-
-
-def _stream(container: av.container.InputContainer, path: str | pathlib.Path) -> av.video.stream.VideoStream:
-  if not container.streams.video:
-    raise UserError(f"'{path}' has no video stream ({len(container.streams)} other streams).")
-  stream = container.streams.video[0]
-  if stream.codec_context is None:
-    raise UserError(
-      f"'{path}' names no codec that this PyAV can decode: it was cut off (copy or download it again), or its codec is "
-      'too unusual (convert it to H.264).'
-    )
-  stream.thread_type = 'AUTO'
-  return stream
-
-
-def _packets(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Iterator[av.Packet]:
-  """Packets of a stream; a read error ends it like the end of the file (the count then shows what is missing)."""
-  packets = container.demux(stream)
-  while True:
-    try:
-      packet = next(packets)
-    except (StopIteration, av.error.FFmpegError):
-      return
-    yield packet
-
-
 def _decoded(path: str | pathlib.Path, damage: list[str]) -> Iterator[tuple[int, av.VideoFrame]]:
   """Decodes from the start; packets that do not decode and frames that decode with errors are counted in `damage`.
 
@@ -247,9 +227,9 @@ def _decoded(path: str | pathlib.Path, damage: list[str]) -> Iterator[tuple[int,
   """
   broken = corrupt = index = 0
   try:
-    with _open(path) as container:
-      stream = _stream(container, path)
-      for packet in _packets(container, stream):
+    with open_file(path) as container:
+      stream = video_stream(container, path)
+      for packet in packets_of(container, stream):
         try:
           decoded = stream.decode(packet)
         except av.error.FFmpegError:
@@ -264,34 +244,3 @@ def _decoded(path: str | pathlib.Path, damage: list[str]) -> Iterator[tuple[int,
       damage.append(f'{broken} packets could not be decoded')
     if corrupt:
       damage.append(f'{corrupt} frames decoded with errors')
-
-
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-  """Signs (a, b, c, d) of the display matrix, x' = a x + c y, y' = b x + d y, y downwards; identity without a tag."""
-  for side_data in frame.side_data:
-    if side_data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
-      a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
-      # Entries are 16.16 fixed point; anything but a multiple of 90 degrees is taken to the nearest one.
-      return (_sign(a), 0, 0, _sign(d)) if abs(a) + abs(d) >= abs(b) + abs(c) else (0, _sign(b), _sign(c), 0)
-  return 1, 0, 0, 1
-
-
-def _sign(x: int) -> int:
-  return -1 if x < 0 else 1
-
-
-def _describe(matrix: tuple[int, int, int, int]) -> tuple[int, bool]:
-  """(degrees counter-clockwise, mirrored left-right afterwards) of a display matrix."""
-  a, b, c, d = matrix
-  mirrored = a * d - b * c < 0
-  if mirrored:
-    a, c = -a, -c
-  return {(1, 0): 0, (0, -1): 90, (-1, 0): 180, (0, 1): 270}[a, b], mirrored
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-  """RGB pixels as a player shows them."""
-  image = frame.to_ndarray(format='rgb24')
-  turned, mirrored = _describe(_display_matrix(frame))
-  image = np.rot90(image, turned // 90)
-  return np.ascontiguousarray(image[:, ::-1] if mirrored else image)
