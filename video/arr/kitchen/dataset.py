@@ -4,6 +4,11 @@ Stands in for EPIC-KITCHENS-100 (spec 6): verbs and nouns, gaps without a label,
 people who differ and two of them in no training video. `annotations` and `footage` are pure functions of
 (config, seed); so is each video by itself, whatever was rendered before it, on any process.
 
+Measured on one core of the reference machine, defaults: 17,022 frames in 3.9 s (4,400 frames/s; 3,200 at 64 px), 2,148
+segments of 1.3 s (median), a quarter of them overlapping the next, a third followed by a gap. A linear (ridge)
+classifier on four frames of 12 x 12 px tells 72% of the actions of validation videos, of known and unknown people alike
+(most frequent class: 8%). What the past tells about the next action: `ceiling`.
+
 Like every drawing, it shows whether a method works, never how well it would do on people.
 """
 
@@ -12,9 +17,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
 
+from core.errors import UserError
 from video.arr.annotations import tables
 from video.arr.kitchen import grammar, motion, painter
 
@@ -26,6 +31,8 @@ _SECONDS = {
   'take': (1.0, 1.5), 'put': (1.0, 1.5), 'open': (1.0, 1.4), 'close': (1.0, 1.4),
   'wash': (2.0, 3.4), 'cut': (2.0, 3.6), 'pour': (1.6, 2.6), 'stir': (2.0, 3.6),
 }  # fmt: skip
+_VERB_OF = tuple(grammar.VERBS.index(action.split()[0]) for action in grammar.ACTIONS)
+_NOUN_OF = tuple(grammar.NOUNS.index(action.split()[1]) for action in grammar.ACTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,12 @@ class Config:
   val_videos: int = 16
   people: int = 8
   seconds: float = 75.0
+
+  def __post_init__(self):
+    least = {'size': 16, 'fps': 1, 'train_videos': 0, 'val_videos': 0, 'people': 1, 'seconds': 10}
+    for name, value in least.items():
+      if getattr(self, name) < value:
+        raise UserError(f"kitchen world: '{name}' is {getattr(self, name)}; the least is {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +175,6 @@ def annotations(config: Config, seed: int) -> tables.Annotations:
   return tables.Annotations('kitchen', vocabulary, segments)
 
 
-_VERB_OF = tuple(grammar.VERBS.index(action.split()[0]) for action in grammar.ACTIONS)
-_NOUN_OF = tuple(grammar.NOUNS.index(action.split()[1]) for action in grammar.ACTIONS)
-
-
 def _tail(labels: np.ndarray, classes: int, share: float = 0.2) -> tuple[int, ...]:
   """The rarest classes, which together hold at most `share` of the training segments."""
   counts = np.bincount(labels, minlength=classes)
@@ -183,23 +192,31 @@ def footage(config: Config, seed: int) -> Iterator[tuple[str, Iterator[tuple[flo
 def film(config: Config, seed: int, script: Video) -> Iterator[tuple[float, np.ndarray]]:
   """The frames of one video, from time 0 in steps of 1 / fps."""
   brush = painter.Painter(config.size, script.person.look, np.random.default_rng([seed, _FILMING, script.number]))
+  for time, scene in scenes(script, config.fps):
+    yield time, brush.paint(scene, time)
+
+
+def scenes(script: Video, fps: float) -> Iterator[tuple[float, motion.Scene]]:
+  """What is to be seen at each moment of a video, from time 0 in steps of 1 / fps.
+
+  Hands turn to an action when it begins and not before: what tells the future is the state of the kitchen alone.
+  """
   body, acts = script.person.body, script.acts
   world = acts[0].before if acts else grammar.World()
-  current, begin, hands = -1, body.away, body.away
-  for frame in range(round(script.duration * config.fps)):
-    time = frame / config.fps
+  current, begin = -1, body.waiting(world.held) if world.held else body.away
+  for frame in range(round(script.duration * fps)):
+    time = frame / fps
     while current + 1 < len(acts) and acts[current + 1].start <= time:
       if current >= 0:
-        hands = _idle_hands(acts[current], acts[current].after, acts[current + 1].start, begin, body)
-      current, begin = current + 1, hands
+        begin = _idle_hands(acts[current], acts[current + 1].start, begin, body)
+      current += 1
     if current < 0:
-      scene = motion.idle(world, body, hands)
+      yield time, motion.idle(world, body, begin)
     elif time < acts[current].end:
-      scene = _scene(acts[current], time, body, begin)
+      yield time, _scene(acts[current], time, body, begin)
     else:
-      act = acts[current]
-      scene = motion.idle(act.after, body, _idle_hands(act, act.after, time, begin, body))
-    yield time, brush.paint(scene, time)
+      hands = _idle_hands(acts[current], time, begin, body)
+      yield time, motion.idle(acts[current].after, body, hands)
 
 
 def _scene(act: Act, time: float, body: motion.Body, begin: motion.Hands) -> motion.Scene:
@@ -208,16 +225,13 @@ def _scene(act: Act, time: float, body: motion.Body, begin: motion.Hands) -> mot
   return motion.perform(motion.Moment(act.before, act.after, act.step, progress, time - act.start, body, begin))
 
 
-def _idle_hands(act: Act, world: grammar.World, time: float, begin: motion.Hands, body: motion.Body) -> motion.Hands:
-  """Where the hands are at `time` after `act`: what is held stays in the picture."""
+def _idle_hands(act: Act, time: float, begin: motion.Hands, body: motion.Body) -> motion.Hands:
+  """Where the hands are at `time` after `act`, which they began from `begin`: what is held stays where it is."""
   end = _scene(act, act.end, body, begin).hands
-  goal = body.away if act.idle == 'away' and not world.held else body.rest
-  if world.held:
-    goal = motion.Hands(body.hold(world.held), body.rest.other)
+  held = act.after.held
+  goal = body.away if act.idle == 'away' and not held else body.waiting(held)
   share = motion.ramp(time - act.end, 0.0, 0.45)
-  return motion.Hands(*(
-    (x0 + (x1 - x0) * share, y0 + (y1 - y0) * share) for (x0, y0), (x1, y1) in zip(end, goal)
-  ))  # fmt: skip
+  return motion.Hands(*(motion.between(start, stop, share) for start, stop in zip(end, goal)))
 
 
 def ceiling(config: Config, seed: int, videos: int = 400) -> dict[str, float]:
@@ -228,6 +242,9 @@ def ceiling(config: Config, seed: int, videos: int = 400) -> dict[str, float]:
     'history': of who knows the grammar, the person and all actions from the beginning of the cooking.
     'bigram', 'trigram', 'context_4', 'context_8': of who knows the last 1, 2, 4, 8 actions, counted over 3/4 of the
       sequences and tested on the others.
+
+  Measured with the defaults, seeds 0, 1, 2: state 0.96, history 0.92-0.93, bigram 0.46-0.50, trigram 0.66-0.70,
+  context_4 0.76-0.79, context_8 0.81-0.83 (2.5 s each).
   """
   sequences, state, history = [], [], []
   for number in range(videos):
@@ -247,21 +264,3 @@ def ceiling(config: Config, seed: int, videos: int = 400) -> dict[str, float]:
   orders = {'bigram': 1, 'trigram': 2, 'context_4': 4, 'context_8': 8}
   contexts = {name: grammar.context_accuracy(train, test, order) for name, order in orders.items()}
   return {'state': float(np.mean(state)), 'history': float(np.mean(history)), **contexts}
-
-
-def sheet(config: Config, seed: int, number: int = 0, rows: int = 6, columns: int = 4) -> np.ndarray:
-  """Contact sheet uint8 [H, W, 3] of one video: consecutive actions, three frames each, with time and label."""
-  script, zoom, shots = video(config, seed, number), 2, 3
-  frames = dict(film(config, seed, script))
-  times = np.array(list(frames))
-  cells = []
-  for act in script.acts[: rows * columns]:
-    moments = act.start + (act.end - act.start) * np.linspace(0.3, 0.75, shots)
-    chosen = [frames[times[np.searchsorted(times, t, side='right') - 1]] for t in moments]
-    strip = np.concatenate([np.kron(image, np.ones((zoom, zoom, 1), np.uint8)) for image in chosen], axis=1)
-    label = np.full((18, strip.shape[1], 3), 255, np.uint8)
-    words = f'{act.start:.1f} s  {act.step.action}'
-    cv2.putText(label, words, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (30, 30, 30), 1, cv2.LINE_AA)
-    cells.append(np.pad(np.concatenate([label, strip]), ((0, 4), (0, 8), (0, 0)), constant_values=255))
-  cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
-  return np.concatenate([np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)])

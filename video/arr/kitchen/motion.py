@@ -85,7 +85,11 @@ class Body:
 
   def hold(self, noun: str) -> Point:
     """Where a held object waits for its use; a bowl is carried out of the picture."""
-    return (0.5, 1.2) if noun == 'bowl' else (0.5 + 0.08 * self.side, 0.80)
+    return (0.5, 1.2) if noun == 'bowl' else (0.5 + 0.08 * self.side, 0.78)
+
+  def waiting(self, held: str) -> Hands:
+    """Both hands while nothing is done, with or without an object in the working hand."""
+    return Hands(self.hold(held), self.rest.other) if held else self.rest
 
 
 def idle(world: World, body: Body, hands: Hands) -> Scene:
@@ -161,17 +165,26 @@ def ramp(u: float, start: float, stop: float) -> float:
   return t * t * (3 - 2 * t)
 
 
+def between(start: Point, stop: Point, share: float) -> Point:
+  """The point at a share of the way."""
+  return start[0] + (stop[0] - start[0]) * share, start[1] + (stop[1] - start[1]) * share
+
+
 def path(u: float, *keys: tuple[float, Point]) -> Point:
   """A smooth way through points at given moments."""
-  for (t0, (x0, y0)), (t1, (x1, y1)) in itertools.pairwise(keys):
+  for (t0, start), (t1, stop) in itertools.pairwise(keys):
     if u <= t1:
-      s = ramp(u, t0, t1)
-      return x0 + (x1 - x0) * s, y0 + (y1 - y0) * s
+      return between(start, stop, ramp(u, t0, t1))
   return keys[-1][1]
 
 
 def _shift(point: Point, x: float, y: float) -> Point:
   return point[0] + x, point[1] + y
+
+
+def _leaving(point: Point, rest: Point) -> Point:
+  """Where a hand is on its way back when the action ends."""
+  return between(point, rest, 0.4)
 
 
 def _take(m: Moment) -> Scene:
@@ -185,11 +198,12 @@ def _take(m: Moment) -> Scene:
 
 def _put(m: Moment) -> Scene:
   """Brings what is held; or grasps the pieces on the board and lets them fall into a vessel."""
-  noun, rest = m.step.noun, m.body.rest.main
+  noun = m.step.noun
   goal = VESSELS.get(m.step.at) or _point(noun, m.step.at)
+  leave = _leaving(goal, m.body.rest.main)
   if m.before.held == noun:
-    return m.scene(m.main((0.5, goal), (0.68, goal), (1.0, rest)), m.other(), change=0.6)
-  main = m.main((0.2, m.source), (0.34, m.source), (0.66, goal), (0.78, goal), (1.0, rest))
+    return m.scene(m.main((0.5, goal), (0.68, goal), (1.0, leave)), m.other(), change=0.6)
+  main = m.main((0.2, m.source), (0.34, m.source), (0.66, goal), (0.78, goal), (1.0, leave))
   scene = m.scene(main, m.other(), change=0.72)
   if 0.3 < m.progress < 0.72:
     scene.things[noun] = Thing(*main, cut=1.0)
@@ -202,16 +216,14 @@ def _switch(m: Moment) -> Scene:
   share = share if m.step.verb == 'open' else 1 - share
   hold, rest = m.body.hold(m.before.held), m.body.rest
   if noun == 'bottle':
-    cap = _shift(hold, -0.02 * m.body.side + 0.025 * m.wave(1.5), -0.10)
+    cap = _shift(hold, -0.06 * m.body.side + 0.03 * m.wave(1.5), -0.13)
     scene = m.scene(hold, m.other((0.3, cap), (0.85, cap), (1.0, rest.other)))
   else:
-    (x0, y0), (x1, y1) = _HANDLES[noun]
-    twist = 0.03 * m.wave(1.2) if noun == 'tap' else 0.0
-    handle = (x0 + (x1 - x0) * share + twist, y0 + (y1 - y0) * share)
+    handle = _shift(between(*_HANDLES[noun], share), 0.03 * m.wave(1.2) if noun == 'tap' else 0.0, 0.0)
     if m.before.held:  # the helping hand does it
-      scene = m.scene(hold, m.other((0.28, handle), (0.85, handle), (1.0, rest.other)))
+      scene = m.scene(hold, m.other((0.28, handle), (0.85, handle), (1.0, _leaving(handle, rest.other))))
     else:
-      scene = m.scene(m.main((0.28, handle), (0.85, handle), (1.0, rest.main)), m.other())
+      scene = m.scene(m.main((0.28, handle), (0.85, handle), (1.0, _leaving(handle, rest.main))), m.other())
   scene.opened[noun] = share
   return scene
 
@@ -250,13 +262,13 @@ def _pour(m: Moment) -> Scene:
   """One vessel tilts over another and something runs out."""
   goal, side = VESSELS[m.step.at], m.body.side
   tilt = ramp(m.progress, 0.25, 0.4) * (1 - ramp(m.progress, 0.8, 0.92))
-  above = _shift(goal, 0.17 * side, -0.02)
+  above = _shift(goal, 0.18 * side, -0.05)
   main = m.main((0.3, above), (0.85, above), (1.0, m.body.hold(m.step.noun)))
   scene = m.scene(main, m.other(), change=0.55)
   scene.things[m.step.noun] = Thing(*main, angle=-2.0 * side * tilt)
   if tilt > 0.9:
     what = 'oil' if m.step.noun == 'bottle' else 'food'
-    scene.stream = (what, _shift(main, -0.10 * side, 0.03), _shift(goal, 0.02 * m.wave(1.7), 0.03))
+    scene.stream = (what, _shift(main, -0.13 * side, 0.05), _shift(goal, 0.02 * m.wave(1.7), 0.03))
   return scene
 
 

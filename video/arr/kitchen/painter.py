@@ -251,14 +251,15 @@ class Painter:
       brush.box(min(start, stop), y - 0.05 * size, max(start, stop), y + 0.05 * size, color)
       brush.oval((middle, y), abs(stop - start) * 0.35, 0.033 * size, 0.0, _shade(color, 1.25))
 
-  def _slice(self, noun: str, at: Point) -> None:
+  def _slice(self, noun: str, at: Point, size: float = 1.0) -> None:
     """One slice: a round one with its rind, or a narrow one."""
     if noun in ('tomato', 'cucumber'):
-      self._brush.disc(at, 0.033, _FOOD[noun])
-      self._brush.disc(at, 0.021, _FLESH[noun])
-    else:
-      self._brush.box(at[0] - 0.018, at[1] - 0.045, at[0] + 0.018, at[1] + 0.045, _FOOD[noun])
-      self._brush.box(at[0] - 0.010, at[1] - 0.037, at[0] + 0.010, at[1] + 0.037, _FLESH[noun])
+      self._brush.disc(at, 0.033 * size, _FOOD[noun])
+      self._brush.disc(at, 0.021 * size, _FLESH[noun])
+      return
+    for width, height, color in ((0.018, 0.045, _FOOD[noun]), (0.010, 0.037, _FLESH[noun])):
+      width, height = width * size, height * size
+      self._brush.box(at[0] - width, at[1] - height, at[0] + width, at[1] + height, color)
 
   def _vessel(self, noun: str, thing: Thing, scene: Scene) -> None:
     """Bowl or pan with its contents, which turn when they are stirred."""
@@ -271,14 +272,14 @@ class Painter:
     else:
       brush.disc((x, y), 0.115, self.look.sleeve if self.look.sleeve[0] < 100 else (90, 120, 190))
       brush.disc((x, y), 0.098, (240, 240, 238))
-    for layer, item in enumerate(scene.filled[noun]):
-      for i in range(4):
-        turn = scene.turned + layer * 0.8 + i * math.pi / 2
-        at = _along((x, y), turn, 0.055 - 0.012 * ((layer + i) % 3))
+    for layer, item in enumerate(scene.filled[noun]):  # three pieces of each, in the gaps that the others leave
+      for i in range(3):
+        turn = scene.turned + layer * math.pi / 6 + i * math.pi / 1.5
+        at = _along((x, y), turn, 0.056 if layer % 2 == 0 else 0.03)
         if item == 'oil':
           brush.disc(at, 0.022, _OIL)
         else:
-          self._slice(item, at)
+          self._slice(item, at, 0.8)
 
   def _knife(self, thing: Thing, scene: Scene) -> None:
     x, y, angle, _ = thing
@@ -294,9 +295,9 @@ class Painter:
 
   def _bottle(self, thing: Thing, scene: Scene) -> None:
     x, y, angle, _ = thing
-    body, neck = _along((x, y), angle, 0.045), _along((x, y), angle, 0.09)
-    self._brush.line(_along((x, y), angle, -0.05), body, 0.075, (150, 160, 40))
-    self._brush.line(_along((x, y), angle, -0.03), _along((x, y), angle, 0.02), 0.05, (236, 226, 150))
+    body, neck = _along((x, y), angle, 0.085), _along((x, y), angle, 0.13)
+    self._brush.line(_along((x, y), angle, -0.02), body, 0.075, (150, 160, 40))
+    self._brush.line(_along((x, y), angle, 0.02), _along((x, y), angle, 0.06), 0.05, (236, 226, 150))
     self._brush.line(body, neck, 0.035, (150, 160, 40))
     self._brush.disc(neck, 0.024, (60, 66, 20) if scene.opened['bottle'] > 0.5 else (230, 60, 160))
 
