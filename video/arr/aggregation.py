@@ -7,7 +7,8 @@
 
 The rivals are the temporal aggregations that the paper says are less effective (spec 7, ablation a). All of them end in
 the same bias-free projection W_out into the space of z, and all can be fed clip by clip with a cache. Projections start
-as N(0, 0.01) (AVT); the GPT-2 blocks as N(0, 0.02) with scaled residual projections (`core.nn.gpt`).
+as N(0, 0.01) (AVT), the GPT-2 blocks as N(0, 0.02) with scaled residual projections; both at widths of 768 and more,
+with the same gain at smaller ones (`core.nn.gpt.normal`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ AGGREGATIONS = ('decoder', 'last', 'mean', 'lstm')
 
 
 def projection(features: int, name: str) -> nn.Module:
-  """A linear layer without bias, N(0, 0.01)."""
-  return dense(features, use_bias=False, kernel_init=nn.initializers.normal(0.01), name=name)
+  """A linear layer without bias."""
+  return dense(features, use_bias=False, kernel_init=gpt.normal(0.01), name=name)
 
 
 class Decoder(nn.Module):

@@ -32,7 +32,6 @@ M1 = Claim(
     'ARR': ARR,
     'last clip': _many(aggregation='last', past_weight=0.0),
     'mean pooling': _many(aggregation='mean', past_weight=0.0),
-    'LSTM': _many(aggregation='lstm'),
     'ARR, clips in random order': _many(shuffle_clips=True),
   },
   checks=[
@@ -43,30 +42,55 @@ M1 = Claim(
   controls=[Check('ARR, clips in random order', 'accuracy', '>=', 'ARR', margin=-0.2)],
 )
 
+M1_LSTM = Claim(
+  'M1-LSTM',
+  'The causal decoder makes more of the past clips than an LSTM that is trained in the same way.',
+  'abstract of the paper (existing temporal aggregation strategies); the world of M1',
+  {
+    'ARR': ARR,
+    'LSTM': _many(aggregation='lstm'),
+    'ARR, clips in random order': _many(shuffle_clips=True),
+  },
+  checks=[Check('ARR', 'accuracy', '>=', 'LSTM')],
+  controls=[Check('ARR, clips in random order', 'accuracy', '>=', 'LSTM')],
+)
+
+_EVERY_STEP = {
+  'ARR': ARR,
+  'last step and recognition': LAST_STEP_AND_RECOGNITION,
+  'last step only': _many(past_weight=0.0, recognition_weight=0.0),
+  'every step, no recognition': _many(recognition_weight=0.0),
+  'ARR, shared heads': _many(share_heads=True),
+  'ARR, labels one clip late': _many(label_shift=1),
+}
+
 M2 = Claim(
   'M2',
-  'Next action prediction at every step, under a causal mask, teaches the relation between actions better than the'
-  ' anticipated action alone.',
+  'Next action prediction at every step teaches the relation between actions better than the anticipated action alone.',
+  _SOURCE + '2,000 labelled sequences',
+  _EVERY_STEP,
+  checks=[Check('ARR', 'accuracy', '>=', 'last step and recognition', margin=0.03)],
+  controls=[Check('ARR, labels one clip late', 'accuracy', '>=', 'last step and recognition', margin=0.03)],
+)
+
+M2_MASK = Claim(
+  'M2-mask',
+  'Without the causal mask, next action prediction within the clips becomes recognition: its loss falls, and with it'
+  ' what is learnt about the action to come.',
   _SOURCE + '2,000 labelled sequences',
   {
     'ARR': ARR,
-    'last step and recognition': LAST_STEP_AND_RECOGNITION,
-    'last step only': _many(past_weight=0.0, recognition_weight=0.0),
-    'every step, no recognition': _many(recognition_weight=0.0),
     'ARR, no mask': _many(causal=False),
     'ARR, no positions': _many(positions=False),
     'ARR, no positions, no mask': _many(positions=False, causal=False),
-    'ARR, shared heads': _many(share_heads=True),
-    'ARR, labels one clip late': _many(label_shift=1),
+    'last step and recognition': LAST_STEP_AND_RECOGNITION,
   },
   checks=[
-    Check('ARR', 'accuracy', '>=', 'last step and recognition', margin=0.03),
     Check('ARR', 'accuracy', '>=', 'ARR, no mask', margin=0.04),
+    Check('ARR, no mask', 'past_loss', '<=', 'ARR', factor=0.7),
+    Check('ARR, no positions', 'accuracy', '>=', 'ARR, no positions, no mask', margin=0.04),
   ],
-  controls=[
-    Check('ARR, no mask', 'accuracy', '>=', 'last step and recognition', margin=0.03),
-    Check('ARR, labels one clip late', 'accuracy', '>=', 'last step and recognition', margin=0.03),
-  ],
+  controls=[Check('ARR, no mask', 'accuracy', '>=', 'last step and recognition', margin=0.03)],
 )
 
 _RECOGNITION = {'recognition_epochs': 30}
@@ -89,7 +113,6 @@ M3 = Claim(
     'pre-trained, frame order': _few(**_PRETRAINED, pretraining='order'),
     'shared heads, recognition first': _few(**_RECOGNITION, share_heads=True),
     'shared heads, decoder pre-trained': _few(**_PRETRAINED, share_heads=True),
-    'shared heads, decoder pre-trained, no joint training': _few(**{**_PRETRAINED, 'steps': 0}, share_heads=True),
   },
   checks=[
     Check('ARR, decoder pre-trained', 'accuracy', '>=', 'ARR, recognition first', margin=0.06),
@@ -98,22 +121,35 @@ M3 = Claim(
     Check('ARR, decoder pre-trained', 'accuracy', '>=', 'pre-trained on shuffled clips', margin=0.05),
   ],
   controls=[Check('pre-trained on shuffled clips', 'accuracy', '>=', 'ARR, decoder pre-trained', margin=-0.05)],
+  seeds=6,  # every seed is another world, and 150 sequences are few: three leave the check of ARR within noise
 )
 
-CLAIMS = [M1, M2, M3]
+_UNTRAINED = {**_PRETRAINED, 'steps': 0, 'share_heads': True}
+
+M4 = Claim(
+  'M4',
+  'With shared heads, a decoder that was only pre-trained anticipates without one label of a next action: better than'
+  ' ARR trained on 150 of them.',
+  _SOURCE + '150 sequences labelled for recognition, 6,000 unlabelled ones',
+  {
+    'shared heads, decoder pre-trained, no joint training': _few(**_UNTRAINED),
+    'shared heads, pre-trained on shuffled clips, no joint training': _few(**_UNTRAINED, shuffle_windows=True),
+    'ARR': _few(),
+  },
+  checks=[Check('shared heads, decoder pre-trained, no joint training', 'accuracy', '>=', 'ARR')],
+  controls=[Check('shared heads, pre-trained on shuffled clips, no joint training', 'accuracy', '>=', 'ARR')],
+  seeds=6,
+)
+
+CLAIMS = [M1, M1_LSTM, M2, M2_MASK, M3, M4]
 
 NON_CLAIMS = [
-  NonClaim(
-    'With shared heads, a decoder that was only pre-trained already anticipates.',
-    'spec 9c: 20.0 and 25.4%',
-    'M3',
-    [Check('shared heads, decoder pre-trained, no joint training', 'accuracy', '>=', 'ARR')],
-  ),
   NonClaim(
     'Sharing the heads is better.',
     'spec 9c: with 2,000 labels 84 against 86%, with 150 and a pre-trained decoder 64 against 60%',
     'M2',
-    [Check('ARR, shared heads', 'accuracy', '>=', 'ARR')],
+    [Check('ARR, shared heads', 'accuracy', '>=', 'ARR', margin=0.01)],
+    finding='With 2,000 labels it makes no difference; with 150 and a pre-trained decoder it gains four points (M3).',
   ),
   NonClaim(
     'The recognition loss adds to next action prediction at every step.',
@@ -122,10 +158,11 @@ NON_CLAIMS = [
     [Check('ARR', 'accuracy', '>=', 'every step, no recognition', margin=0.01)],
   ),
   NonClaim(
-    'The causal decoder is better than an LSTM that is trained in the same way.',
-    "the paper's abstract speaks of existing aggregation strategies in general; our measurement",
-    'M1',
-    [Check('ARR', 'accuracy', '>=', 'LSTM')],
+    'Supervising the earlier steps with what they can see gains nothing.',
+    'spec 9c: without the mask accuracy falls to that of the last step alone; our measurement',
+    'M2-mask',
+    [Check('ARR, no mask', 'accuracy', '<=', 'last step and recognition')],
+    finding='Any loss at every step helps to train the decoder; next actions, unseen, help twice as much.',
   ),
   NonClaim(
     'Another target of the pre-training (cosine, contrast, frame order) does as well as the squared error of the next'
@@ -137,5 +174,6 @@ NON_CLAIMS = [
       Check('pre-trained, InfoNCE', 'accuracy', '>=', 'ARR, decoder pre-trained'),
       Check('pre-trained, frame order', 'accuracy', '>=', 'ARR, decoder pre-trained'),
     ],
+    finding='The cosine does; contrast falls behind a little, and frame order is no better than shuffled clips.',
   ),
 ]

@@ -10,7 +10,7 @@ that starts tau_a after the end of the last clip. As p_k lives in the space of z
 (`share_heads`), and p_T can be appended to the clips to look further ahead (`rollout`).
 
 Clips before the first frame of a video (padding) repeat that frame and are treated like any other (our choice).
-Classifiers start as N(0, 0.01) with zero bias (AVT).
+Classifiers start as N(0, 0.01) with zero bias (AVT), with the same gain where D < 768 (`core.nn.gpt.normal`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.errors import UserError
+from core.nn import gpt
 from video.arr import aggregation, encoders
 from video.arr.grid import Grid
 
@@ -44,7 +45,7 @@ class Classifier(nn.Module):
   def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
     """[..., D] -> logits f32 [..., classes]."""
     features = nn.Dropout(self.dropout)(features.astype(jnp.float32), deterministic=not train)
-    return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name='linear')(features)
+    return nn.Dense(self.classes, kernel_init=gpt.normal(0.01), name='linear')(features)
 
 
 class Anticipator:

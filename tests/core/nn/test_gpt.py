@@ -293,12 +293,15 @@ def test_dropout_takes_attention_weights():
   assert 0.01 < float(sums[100:].std()) < 0.2 and abs(float(sums[100:].mean()) - 1.0) < 0.05
 
 
-def test_initial_values_are_those_of_gpt2():
-  model = Decoder(depth=8, heads=2, width=64, max_positions=200, scan=True)
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))['params']
+@pytest.mark.parametrize('width', [64, 768])
+def test_initial_values_are_those_of_gpt2_with_its_gain_where_narrower(width):
+  model = Decoder(depth=8, heads=2, width=width, mlp_dim=4 * 192, max_positions=200, scan=True)
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, width)))['params']
   for path, leaf in flatten(params, sep='/').items():
     if path.endswith('kernel') or path == 'position':
       expected = 0.02 / 4 if path.endswith(('out/kernel', 'down/kernel')) else 0.02
+      if path.endswith('kernel') and 'down' not in path:  # the MLP's hidden width is 768 in both
+        expected *= (768 / width) ** 0.5
       assert abs(float(leaf.std()) - expected) < 0.05 * expected, path
     else:
       np.testing.assert_array_equal(leaf, float(path.endswith('scale')), err_msg=path)
