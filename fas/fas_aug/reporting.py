@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 from core.data import face_frames
 from core.metrics import biometrics
-from core.train import report
+from core.train import plots, report
 from core.train.task import Evaluation
 from fas.fas_aug import drawing, operators, policy
 from fas.fas_aug.assets import Assets
@@ -257,7 +257,7 @@ def attack_rates(judged: Mapping[str, Evaluation]) -> Figure:
     figure = Figure(figsize=(1.4 + 1.35 * len(columns), 0.8 + 0.42 * len(kinds)), layout='constrained')
     axis = figure.subplots()
     rows = [f'{kind} {"rejected" if kind == "live" else "accepted"}' for kind in kinds]
-    _heat(axis, np.array(rates), rows, [f'{split}, {level}s' for split, level in columns])
+    plots.heat_map(axis, np.array(rates), rows, [f'{split}, {level}s' for split, level in columns])
   return figure
 
 
@@ -278,25 +278,10 @@ def artefact_rates(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(10, 2.9), layout='constrained')
     axes = figure.subplots(1, 3, width_ratios=[4, 4, 3.4])
     for axis, (kind, (rates, rows, columns)) in zip(axes, panels.items()):
-      _heat(axis, rates, rows, columns)
+      plots.heat_map(axis, rates, rows, columns)
       axis.set_title(ARTEFACT_TITLES[kind], pad=8)
     axes[1].set_yticklabels([])
   return figure
-
-
-def _heat(axis: Any, rates: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-  """A matrix of rates in [0, 1] with its numbers; NaN stays empty."""
-  axis.grid(False)
-  axis.pcolormesh(rates, vmin=0, vmax=1, cmap='Oranges', edgecolors='white', linewidth=1.5)
-  for (r, c), rate in np.ndenumerate(rates):
-    text = '–' if np.isnan(rate) else f'{rate:.0%}'
-    axis.text(c + 0.5, r + 0.5, text, ha='center', va='center', color='white' if rate > 0.6 else '#222222')
-  axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
-  axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
-  axis.tick_params(length=0)
-  axis.invert_yaxis()
-  for side in axis.spines.values():
-    side.set_visible(False)
 
 
 # Faces.
