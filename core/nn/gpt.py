@@ -279,8 +279,8 @@ class Decoder(nn.Module):
 
 
 def _linear(depth: int) -> Callable[..., nn.Module]:
-  """Makes a block's linear layers with GPT-2's initial values: `normal(0.02)`, scaled by 1 / sqrt(2 depth) where they add
-  to the residual stream, as two per block do."""
+  """Makes a block's linear layers with GPT-2's initial values: `normal(0.02)`, scaled by 1 / sqrt(2 depth) where they
+  add to the residual stream, as two per block do."""
 
   def make(features: int, *, name: str, **options: Any) -> nn.Module:
     deviation = 0.02 * (2 * depth) ** -0.5 if name in ('out', 'down') else 0.02

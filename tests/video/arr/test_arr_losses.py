@@ -1,5 +1,7 @@
 """The objectives against their formulas, and what they promise about unknown clips, pre-training and accumulation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,26 +82,33 @@ def test_with_one_clip_only_the_anticipated_action_is_left():
   assert total.value == terms['next_action']
 
 
-def objective(outputs, labels, **options):
-  return losses.joint(outputs, labels, TARGET, **options)[0].value
+@functools.partial(jax.jit, static_argnames=('unknown', 'feature_weight'))
+def objective(outputs, labels, unknown, feature_weight=0.0):
+  """L and its gradient with respect to the outputs."""
+  loss = lambda outputs: (
+    losses.joint(  # noqa: E731
+      outputs, labels, TARGET, unknown=unknown, feature_weight=feature_weight
+    )[0].value
+  )
+  return jax.value_and_grad(loss)(outputs)
 
 
 OUTPUTS = {'z': Z, 'p': P, 'r': R, 'q': Q}
 
 
 def test_ignored_clips_change_nothing():
-  gradient = jax.grad(objective)(OUTPUTS, LABELS, unknown='ignore')
+  _, gradient = objective(OUTPUTS, LABELS, unknown='ignore')
   assert not gradient['r'][UNKNOWN].any() and np.abs(gradient['r'][~UNKNOWN]).min() > 0
   following = np.concatenate([UNKNOWN[:, 1:], np.zeros((B, 1), bool)], axis=1)  # step T predicts the target
   assert not gradient['q'][following].any() and np.abs(gradient['q'][~following]).min() > 0
-  as_class = jax.grad(objective)(OUTPUTS, LABELS, unknown='class')
+  _, as_class = objective(OUTPUTS, LABELS, unknown='class')
   assert np.abs(as_class['r'][UNKNOWN]).min() > 0
 
 
 @pytest.mark.parametrize('unknown', losses.UNKNOWN)
 def test_an_all_unknown_history_gives_a_finite_loss(unknown):
   nothing = np.full((B, T), C)
-  value, gradient = jax.value_and_grad(objective)(OUTPUTS, nothing, unknown=unknown, feature_weight=1.0)
+  value, gradient = objective(OUTPUTS, nothing, unknown=unknown, feature_weight=1.0)
   assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
   alone = losses.recognition(R, nothing, unknown='ignore')
   assert alone.value == 0 and alone.weight == 0
@@ -128,9 +137,9 @@ def test_micro_batches_averaged_by_weight_are_the_large_batch():
     parts = [value_and_weight(*(a[i : i + 1] for a in arrays)) for i in range(B)]
     return sum(float(p.value * p.weight) for p in parts) / sum(float(p.weight) for p in parts)
 
-  ignoring = lambda r, y: losses.recognition(r, y, unknown='ignore')  # noqa: E731  unequal denominators
+  ignoring = jax.jit(lambda r, y: losses.recognition(r, y, unknown='ignore'))  # unequal denominators
   assert by_parts(ignoring, R, LABELS) == pytest.approx(float(ignoring(R, LABELS).value), rel=1e-5)
-  joint = lambda q, r, z, p, y, t: losses.joint({'q': q, 'r': r, 'z': z, 'p': p}, y, t, feature_weight=1.0)[0]  # noqa: E731
+  joint = jax.jit(lambda q, r, z, p, *y: losses.joint({'q': q, 'r': r, 'z': z, 'p': p}, *y, feature_weight=1.0)[0])
   arrays = (Q, R, Z, P, LABELS, TARGET)
   assert by_parts(joint, *arrays) == pytest.approx(float(joint(*arrays).value), rel=1e-5)
 
@@ -149,7 +158,7 @@ def test_the_features_are_aimed_at_and_not_moved():
     lambda p, z: losses.feature(p, z).value,
     *(lambda p, z, kind=kind: losses.pretraining(p, z, np.ones(D), kind=kind).value for kind in losses.PRETRAINING[:3]),
   ):
-    to_p, to_z = jax.grad(loss, argnums=(0, 1))(P, WINDOW)
+    to_p, to_z = jax.jit(jax.grad(loss, argnums=(0, 1)))(P, WINDOW)
     assert np.abs(to_p).max() > 0 and not to_z.any()
 
 
