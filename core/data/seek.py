@@ -33,8 +33,9 @@ class Seeker:
   """One video, kept open: the frame shown at any time. For one thread at a time.
 
   The frame shown at time t is the latest one whose presentation time is at most t; time 0 is the first frame's. That is
-  exact for any frame rate, constant or not, any distance of key frames and any reordering. A container that states no
-  presentation times (avi with B-frames) is counted from its start at its frame rate: exact too, but slow.
+  exact for any frame rate, constant or not, any distance of key frames and any reordering. Where a seek would not be, the
+  file is read from its start: exact too, but slow. That is so for avi with B-frames (states no presentation times: its
+  frames are counted), for MPEG program and transport streams, and where key frames are none (intra refresh).
 
   Attributes:
     path: the file.
@@ -43,12 +44,13 @@ class Seeker:
 
   def __init__(self, path: str | pathlib.Path):
     self.path, self.decoded = str(path), 0
-    self._container = None
+    self._container, self._counted = None, False
     try:
       self._reopen()
-      head, stream = self._head(), self._stream
-      rate, self._reorder = stream.average_rate, stream.codec_context.has_b_frames
-      self._counted = any(p.pts is None for p in head) or ('avi' in self._container.format.name and self._reorder)
+      head, stream, form = self._head(), self._stream, self._container.format.name
+      rate, reordered = stream.average_rate, stream.codec_context.has_b_frames
+      self._counted = any(packet.pts is None for packet in head) or (form == 'avi' and reordered)
+      self._seekable = not self._counted and not form.startswith('mpeg')
       if self._counted and not rate:
         raise UserError(f"'{path}' states neither presentation times nor a frame rate; convert it to mp4.")
       self._tick = 1 / rate if self._counted else stream.time_base  # seconds, a fraction
@@ -71,7 +73,7 @@ class Seeker:
   @functools.cached_property
   def duration(self) -> float:
     """Seconds from the first frame to the end of the last that is in the file; from its packets, without decoding."""
-    key = None if self._counted else self._key_before(math.inf)  # leaves the file just behind that key frame
+    key = self._key_before(math.inf)  # leaves the file just behind that key frame
     if key is None:
       self._reopen()
     end = self._start if key is None else key.tick + key.length
@@ -156,6 +158,8 @@ class Seeker:
     self.close()
     self._container = open_file(self.path)
     self._stream = video_stream(self._container, self.path)
+    if self._counted:
+      self._stream.thread_type = 'SLICE'  # no frame later than reordering makes it: `_fed` stops by what came out
 
   def _head(self) -> list[av.Packet]:
     """Packets from the start up to where no later one can be presented before them."""
@@ -173,7 +177,7 @@ class Seeker:
 
   def _plan(self, times: Sequence[float]) -> Iterator[tuple[_Key | None, list[float]]]:
     """Ascending times by the key frame to decode from; None stands for the start of the file."""
-    keys = [None if self._counted else self._key_before(time) for time in times]
+    keys = [self._key_before(time) for time in times]
     for _, group in itertools.groupby(zip(keys, times), lambda pair: pair[0] and pair[0].tick):
       group = list(group)
       yield group[0][0], [time for _, time in group]
@@ -183,13 +187,15 @@ class Seeker:
 
     Containers seek by decoding time, roughly, or to a cue: the landing is looked at, and left backwards if it is late.
     """
+    if not self._seekable:
+      return None
     unit = self._stream.time_base
     if time < math.inf:
       target = self._start + int(time / unit)
     else:
       target = self._start + (self._stream.duration or int((self._container.duration or 0) * 1e-6 / unit))
     back = 1
-    while target > self._start:
+    while target >= self._start:
       key = self._land(target)
       if key is not None and self._seconds(key.pts) <= time:
         return _Key(target, key.pts, self._length(key))
@@ -212,23 +218,27 @@ class Seeker:
     else:
       self._container.seek(key.target, stream=self._stream, backward=True)
     begun, held = key is None, []
-    for number, packet in enumerate(self._packets()):
+    for packet in self._packets():
       begun = begun or packet.is_keyframe
       if not begun:
         continue
-      shown, decoded = (number - self._reorder,) * 2 if self._counted else (packet.pts, packet.dts)
+      if self._counted:
+        if self._seconds(self._count) > end:
+          break
+        yield packet
+        continue
       # Decoding times ascend and no frame is shown before it is decoded: behind this packet all are too late.
-      if (decoded is not None and self._seconds(decoded) > end) or len(held) > _DEEPEST_REORDER:
+      if (packet.dts is not None and self._seconds(packet.dts) > end) or len(held) > _DEEPEST_REORDER:
         break
       held.append(packet)
-      if shown is None or self._seconds(shown) <= end:
+      if packet.pts is None or self._seconds(packet.pts) <= end:
         yield from held
         held = []
     yield None
 
   def _frames(self, key: _Key | None, end: float, damage: list[str]) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decoded frames in the order of presentation, with their times."""
-    broken, numbers = 0, itertools.count()
+    broken, self._count = 0, 0
     try:
       for packet in self._fed(key, end):
         self.decoded += packet is not None
@@ -238,7 +248,8 @@ class Seeker:
           broken += 1
           continue
         for frame in decoded:
-          tick = next(numbers) if self._counted else frame.pts
+          tick = self._count if self._counted else frame.pts
+          self._count += 1
           # Frames shown before the key frame but decoded after it refer to what lies before it.
           if tick is not None and (key is None or tick >= key.tick):
             yield max(self._seconds(tick), 0.0), frame
@@ -266,12 +277,13 @@ class _Reading:
     raise UserError(f"'{seeker.path}' has no frame at or before {until:g} s that can be decoded.")
 
   def _forward(self, key: _Key | None, end: float, strict: bool) -> dict[float, np.ndarray] | None:
-    """None when (`strict`) nothing at or before the first time decodes, or nothing at all."""
+    """None when nothing decodes; with `strict` also when the key frame or all before the first time does not."""
     shown: dict[float, np.ndarray] = {}
     waiting, latest = list(self.times), None
+    due = self.times[0] if key is None else self.seeker._seconds(key.tick)
     with contextlib.closing(self.seeker._frames(key, end, self.damage)) as frames:
       for time, frame in frames:
-        if latest is None and time > waiting[0]:
+        if latest is None and time > due:
           if strict:
             return None
           if time > self.ceiling:

@@ -39,6 +39,7 @@ __all__ = [
   'latest',
   'open',
   'resize',
+  'stores_of',
 ]
 
 KINDS = ('records', 'videos', 'frames', 'lmdb', 'npy', 'labels')
