@@ -33,9 +33,9 @@ class Seeker:
   """One video, kept open: the frame shown at any time. For one thread at a time.
 
   The frame shown at time t is the latest one whose presentation time is at most t; time 0 is the first frame's. That is
-  exact for any frame rate, constant or not, any distance of key frames and any reordering. Where a seek would not be, the
-  file is read from its start: exact too, but slow. That is so for avi with B-frames (states no presentation times: its
-  frames are counted), for MPEG program and transport streams, and where key frames are none (intra refresh).
+  exact for any frame rate, constant or not, any distance of key frames and any reordering. Where a seek would not be,
+  the file is read from its start: exact too, but slow. That is so for avi with B-frames (states no presentation times:
+  its frames are counted), for MPEG program and transport streams, and where key frames are none (intra refresh).
 
   Attributes:
     path: the file.

@@ -5,11 +5,12 @@ import math
 import av
 import numpy as np
 import pytest
-from core.data import seek, video
-from core.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_films import decode, encode, number_of
+
+from core.data import seek, video
+from core.errors import UserError
 
 RNG = np.random.default_rng(0)
 UNEVEN = np.cumsum(np.r_[0, RNG.integers(5, 90, 149)])
