@@ -280,7 +280,7 @@ class _Reading:
     """None when nothing decodes; with `strict` also when the key frame or all before the first time does not."""
     shown: dict[float, np.ndarray] = {}
     waiting, latest = list(self.times), None
-    due = self.times[0] if key is None else self.seeker._seconds(key.tick)
+    due = self.times[0] if key is None else max(self.seeker._seconds(key.tick), 0.0)  # an edit list may cut the key off
     with contextlib.closing(self.seeker._frames(key, end, self.damage)) as frames:
       for time, frame in frames:
         if latest is None and time > due:
