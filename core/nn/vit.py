@@ -29,6 +29,10 @@ from core.nn.transformer import Adapter, Encoder, Tokens
 
 VARIANTS = {
   'tiny_patch8': {'patch': 8, 'width': 96, 'depth': 4, 'heads': 3, 'mlp_dim': 384},  # ours, for 64 px on a CPU
+  # Ours, for few pictures of one place on a CPU: learns in minutes from scratch where hands and things are.
+  'tiny_places8': {
+    'patch': 8, 'width': 96, 'depth': 2, 'heads': 3, 'mlp_dim': 192, 'class_token': False, 'pool': 'places',
+  },
   'tiny_patch16': {'patch': 16, 'width': 192, 'depth': 12, 'heads': 3, 'mlp_dim': 768},
   'small_patch16': {'patch': 16, 'width': 384, 'depth': 12, 'heads': 6, 'mlp_dim': 1536},
   'base_patch16': {'patch': 16, 'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072},
@@ -36,7 +40,7 @@ VARIANTS = {
   'large_patch16': {'patch': 16, 'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 4096},
   'huge_patch14': {'patch': 14, 'width': 1280, 'depth': 32, 'heads': 16, 'mlp_dim': 5120},
 }
-POOLS = ('class', 'mean')
+POOLS = ('class', 'mean', 'places')
 
 
 class Patches(nn.Module):
@@ -81,7 +85,8 @@ class ViT(nn.Module):
     patch: side of a patch, or (height, width).
     width, depth, heads, mlp_dim: of the encoder.
     class_token: whether a learned token is put before the patches.
-    pool: what the feature is: 'class' (the class token) or 'mean' (the mean over patches), after the final norm.
+    pool: what the feature is, after the final norm: 'class' (the class token), 'mean' (the mean over patches) or 'places'
+      (a linear layer over all patches side by side: where something is counts from the first step on; ours).
     qkv_bias, epsilon, dtype, adapter, dense, remat, scan: see `core.nn.transformer.Encoder`.
   """
 
@@ -122,7 +127,12 @@ class ViT(nn.Module):
       self.depth, self.heads, self.mlp_dim, self.qkv_bias, self.epsilon, self.dtype, self.adapter, self.dense,
       self.remat, self.scan, name='encoder',
     )(x, tokens, not train)  # fmt: skip
-    feature = x[:, 0] if self.pool == 'class' else x[:, tokens.prefix :].mean(axis=1)
+    if self.pool == 'class':
+      feature = x[:, 0]
+    elif self.pool == 'mean':
+      feature = x[:, tokens.prefix :].mean(axis=1)
+    else:
+      feature = self.dense(self.width, dtype=self.dtype, name='places')(x[:, tokens.prefix :].reshape(x.shape[0], -1))
     return {'feature': feature, 'tokens': x}
 
 

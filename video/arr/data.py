@@ -56,7 +56,7 @@ def is_procedural(config: Any) -> bool:
 
 def world(config: Any) -> kitchen.Config:
   """How much of the kitchen `config.data` asks for."""
-  return kitchen.Config(size=config.data.pixels, fps=config.data.fps, **config.data.kitchen)
+  return kitchen.Config(size=config.data.pixels, fps=int(config.data.fps), **config.data.kitchen)
 
 
 def records_root(config: Any) -> pathlib.Path:
