@@ -117,6 +117,7 @@ class Seeker:
     shown: dict[float, np.ndarray] = {}
     for key, group in self._plan(sorted(set(wanted))):
       shown |= _Reading(self, group, ceiling, transform, damage).run(key)
+    damage = list(dict.fromkeys(damage))  # a second try meets the same again
     late = [t for t in wanted if t >= self.duration]
     if late:
       damage.append(f'{len(late)} times past the end ({max(late):g} s of {self.duration:g} s) give the last frame')

@@ -102,20 +102,16 @@ class _Seekers:
   IDLE = 8
 
   def __init__(self):
-    self.__setstate__({})
-
-  def __getstate__(self):
-    return {}
-
-  def __setstate__(self, state):
-    del state
     self._process, self._lock = os.getpid(), threading.Lock()
     self._idle: collections.OrderedDict[str, videos.Seeker] = collections.OrderedDict()
+
+  def __reduce__(self):
+    return _Seekers, ()
 
   @contextlib.contextmanager
   def lend(self, path: pathlib.Path) -> Iterator[videos.Seeker]:
     if self._process != os.getpid():  # a fork shares the position in the file with its parent
-      self.__setstate__({})
+      self.__init__()
     with self._lock:
       seeker = self._idle.pop(str(path), None)
     seeker = seeker or videos.Seeker(path)

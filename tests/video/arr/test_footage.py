@@ -1,5 +1,6 @@
 """Videos become records of JPEGs at the asked rate and size; what is wrong with them is told and costs only itself."""
 
+import av
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -122,15 +123,26 @@ def test_a_video_that_breaks_off_keeps_what_came_before(tmp_path, monkeypatch):
   assert (videos == 'P01_01').sum() == 8 and (videos == 'P01_02').sum() == 8
 
 
-def test_damage_is_told_with_its_place(tmp_path):
-  write_videos(tmp_path / 'raw', '{name}.mkv', {'P01_01': 40})
-  path = tmp_path / 'raw/P01_01.mkv'
+def test_damage_is_told_with_its_place(tmp_path, monkeypatch):
+  monkeypatch.setattr(footage, 'CHUNK', 4)
+  path = write_videos(tmp_path / 'raw', '{name}.avi', {'P01_01': 40}) / 'P01_01.avi'
+  with av.open(str(path)) as file:
+    position, size = [(packet.pos, packet.size) for packet in file.demux(video=0)][15]
   data = bytearray(path.read_bytes())
-  data[len(data) * 2 // 3 :] = b''
+  data[position : position + size] = bytes(size)
   path.write_bytes(data)
   report = footage.prepare(config(tmp_path), annotate({'P01_01': 40}))
-  assert 'short video' in {kind for kind, _, _ in report.problems}
-  assert 0 < report.counts['frames'] < 16
+  ((kind, where, detail),) = report.problems
+  assert kind == 'damaged' and 'P01_01' in where and detail == 'from 1 s on: 1 packets could not be decoded'
+  numbers = [number_of(record['image']) for record in prepared(tmp_path)]
+  assert numbers == [14 if i == 6 else i * FPS // 4 for i in range(16)]  # the frame before stands in
+
+
+def test_a_truncated_video_is_short(tmp_path):
+  path = write_videos(tmp_path / 'raw', '{name}.mkv', {'P01_01': 40}) / 'P01_01.mkv'
+  path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+  report = footage.prepare(config(tmp_path), annotate({'P01_01': 40}))
+  assert [kind for kind, _, _ in report.problems] == ['short video'] and 0 < report.counts['frames'] < 16
 
 
 def test_no_footage_at_all_is_a_user_error(tmp_path):
