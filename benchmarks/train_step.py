@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import pathlib
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +27,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.contest import Contestant, take_turns
 from core.train import backend, optim, state, step, task
 from core.train import mesh as mesh_lib
 from fas.fas_aug import losses, model
@@ -52,8 +51,12 @@ def batch_of(size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
   return rng.random((batch, size, size, 3), dtype=np.float32), rng.integers(0, 2, batch).astype(np.int32)
 
 
-def our_step(variant: str, size: int, batch: int, dtype: str, remat: bool) -> Callable[[], float]:
-  """A function that takes one training step of ours and returns its loss."""
+Step = Callable[[], tuple[float, str, int]]
+"""Takes one training step: (its loss, kind of device, how many of them)."""
+
+
+def our_step(variant: str, size: int, batch: int, dtype: str, remat: bool) -> Step:
+  """The step of ours."""
   backend.setup()
   network = classifier(variant, size, dtype, remat)
   images, labels = batch_of(size, batch)
@@ -81,15 +84,15 @@ def our_step(variant: str, size: int, batch: int, dtype: str, remat: bool) -> Ca
   train_step = step.make_train_step(stage, mesh, current, seed=0)
   placed = mesh_lib.put_batch({'image': images, 'label': labels}, mesh)
 
-  def run() -> float:
+  def run() -> tuple[float, str, int]:
     nonlocal current
     current, metrics = train_step(current, placed)
-    return float(metrics['loss'])
+    return float(metrics['loss']), jax.devices()[0].device_kind, jax.device_count()
 
   return run
 
 
-def torch_step(variant: str, size: int, batch: int) -> Callable[[], float]:
+def torch_step(variant: str, size: int, batch: int) -> Step:
   """The same network and step as PyTorch users write them: fused attention, a frozen trunk without weight gradients."""
   import torch
   from torch import nn
@@ -154,12 +157,12 @@ def torch_step(variant: str, size: int, batch: int) -> Callable[[], float]:
   optimizer = torch.optim.Adam(trained, lr=1e-4)
   inputs, targets = torch.tensor(images.transpose(0, 3, 1, 2)).contiguous(), torch.tensor(labels).long()
 
-  def run() -> float:
+  def run() -> tuple[float, str, int]:
     optimizer.zero_grad()
     loss = functional.cross_entropy(network(inputs), targets)
     loss.backward()
     optimizer.step()
-    return loss.item()
+    return loss.item(), 'cpu', 1
 
   return run
 
@@ -178,56 +181,11 @@ def step_flops(fields: dict[str, int], size: int, batch: int) -> float:
   return 2.0 * batch * (2 * linear + 3 * attention + embed)
 
 
-class Contestant:
-  """A training step in a process of its own, run on demand.
-
-  One process for both would not do: the threads and the allocator of each library slow the other down.
-  """
-
-  def __init__(self, name: str, make: Callable[..., Callable[[], float]], *arguments: Any):
-    context = multiprocessing.get_context('spawn')
-    self.name = name
-    self._pipe, theirs = context.Pipe()
-    self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-    self._process.start()
-    theirs.close()
-
-  def step(self) -> tuple[float, float, str, int]:
-    """(seconds of one step, its loss, kind of device, how many of them)."""
-    self._pipe.send(True)
-    return self._pipe.recv()
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._pipe.send(False)
-    self._process.join()
-
-
-def _serve(pipe: Any, make: Callable[..., Callable[[], float]], arguments: tuple[Any, ...]) -> None:
-  run = None
-  while pipe.recv():
-    start = time.perf_counter()
-    run = run or make(*arguments)
-    loss = run()
-    seconds = time.perf_counter() - start
-    device = jax.devices()[0].device_kind if make is our_step else 'cpu'
-    pipe.send((seconds, loss, device, jax.device_count() if make is our_step else 1))
-
-
 def warm(contestant: Contestant) -> tuple[str, int]:
   """One step, which compiles; (kind of device, how many)."""
-  first, loss, device, count = contestant.step()
+  first, (loss, device, count) = contestant.turn()
   print(f'{contestant.name:>6}: first step {first:.1f} s, loss {loss:.4f}', flush=True)
   return device, count
-
-
-def measure(contestants: list[Contestant], repetitions: int) -> dict[str, list[float]]:
-  """{name: seconds of every repetition}, the contestants taking turns."""
-  seconds: dict[str, list[float]] = {each.name: [] for each in contestants}
-  for _ in range(repetitions):
-    for each in contestants:
-      seconds[each.name].append(each.step()[0])
-  return seconds
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -250,7 +208,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
   if not args.no_torch and device == 'cpu':
     contestants.append(Contestant('torch', torch_step, args.variant, args.size, args.batch))
     warm(contestants[-1])
-  seconds = measure(contestants, args.repetitions)
+  seconds = {name: [each[0] for each in turns] for name, turns in take_turns(contestants, args.repetitions).items()}
   for each in contestants:
     each.close()
   flops = step_flops(fields, args.size, args.batch)
