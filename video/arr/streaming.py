@@ -83,7 +83,9 @@ class Streamer:
     self._blind = model.has_blocks and not model.decoder.gpt.causal
     if self._blind and history == 'cached':
       raise UserError("a decoder without its causal mask has no cache, as every clip changes all of them: use 'exact'.")
-    self._variables = jax.tree.map(jnp.asarray, variables)
+    # Through the host: arrays that lie on a training mesh would make the state lie there too after its first step, and
+    # the second step compile once more.
+    self._variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), variables)
     self._past = (_Exact if history == 'exact' else _Cached)(model, grid.clips)
     self._encode = jax.jit(lambda variables, clip: _recognise(model, variables, clip))
     self._decode = jax.jit(self._past.step, donate_argnums=2)

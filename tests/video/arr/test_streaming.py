@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from core.errors import UserError
+from core.train import mesh as mesh_lib
 from video.arr.grid import Grid
 from video.arr.model import Anticipator
 from video.arr.streaming import Streamer
@@ -139,3 +140,14 @@ def test_unknown_histories_and_clips_are_refused():
     Streamer(model, variables, grid, 'cache')
   with pytest.raises(UserError, match='features have the shape'):
     Streamer(model, variables, grid).push(np.zeros(SIZE + 1, np.float32))
+
+
+@pytest.mark.parametrize('history', ['exact', 'cached'])
+def test_weights_of_a_training_run_cost_no_second_compilation(history):
+  model, variables, grid = made(4)
+  placed = jax.device_put(variables, mesh_lib.replicated(mesh_lib.make()))
+  streamer = Streamer(model, placed, grid, history)
+  streamer.begin(features(1)[0])
+  for clip in features(3):
+    streamer.push(clip)
+  assert streamer._decode._cache_size() == streamer._encode._cache_size() == 1
