@@ -26,10 +26,11 @@ def config(aggregation='decoder', causal=True):
 
 @functools.cache
 def made(clips, aggregation='decoder', causal=True):
-  """A model whose weights are large enough that every clip and every position counts."""
+  """A model whose weights are large enough that every clip and every position counts, and small enough that they do
+  not drive the softmax into 0 and 1."""
   grid = Grid(clips=clips, frames=1)
   model = Anticipator(config(aggregation, causal), classes=CLASSES, grid=grid, feature_size=SIZE)
-  variables = jax.tree.map(lambda leaf: 8 * leaf, model.init(jax.random.key(0)))
+  variables = jax.tree.map(lambda leaf: 3 * leaf, model.init(jax.random.key(0)))
   return model, variables, grid
 
 
