@@ -56,7 +56,11 @@ def is_procedural(config: Any) -> bool:
 
 def world(config: Any) -> kitchen.Config:
   """How much of the kitchen `config.data` asks for."""
-  return kitchen.Config(size=config.data.pixels, fps=int(config.data.fps), **config.data.kitchen)
+  amount = config.data.kitchen
+  return kitchen.Config(
+    size=config.data.pixels, fps=int(config.data.fps), train_videos=amount.train_videos, val_videos=amount.val_videos,
+    seconds=float(amount.seconds),
+  )  # fmt: skip
 
 
 def records_root(config: Any) -> pathlib.Path:
