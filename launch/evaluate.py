@@ -11,6 +11,7 @@ evaluator writes in a benchmark's own format.
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def execute(arguments: command.Arguments) -> int:
   path = pathlib.Path(options.output or workdir / f'evaluation_{options.split}.json')
   written = [command.write_files(path.parent / name, fold.values()) for name, fold in results.items()]
   command.write_json(path, content)
-  print('\nWritten to ' + ', '.join(map(str, [path, *sum(written, [])])) + '.')
+  print('\nWritten to ' + ', '.join(map(str, [path, *itertools.chain.from_iterable(written)])) + '.')
   return 0
 
 

@@ -9,7 +9,7 @@ Presets:
   egtea_labels   worth with a perfect recogniser. Need only the public annotation files: --config.data.root=FOLDER.
   salads_labels  TIMES minutes on two CPU cores. 50 Salads: five folds, a minute of history.
   paper_epic     pixels end to end: ViT-B/16 (in21k) per frame, AVT's decoder and recipe. Need annotation files
-  paper_egtea    (data.root), videos (data.media_root; launch.prepare turns them into records) and a timm or transformers
+  paper_egtea    (data.root), videos (data.media_root; launch.prepare makes records of them) and a timm or transformers
   paper_salads   safetensors file (model.weights). Days on a node of GPUs: about 0.7 T multiply-adds per view.
   features_epic  the same decoder on RULSTM's feature stores (LMDB: rgb, flow, obj under data.media_root). Hours on one
                  GPU.

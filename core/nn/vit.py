@@ -31,7 +31,13 @@ VARIANTS = {
   'tiny_patch8': {'patch': 8, 'width': 96, 'depth': 4, 'heads': 3, 'mlp_dim': 384},  # ours, for 64 px on a CPU
   # Ours, for few pictures of one place on a CPU: learns in minutes from scratch where hands and things are.
   'tiny_places8': {
-    'patch': 8, 'width': 96, 'depth': 2, 'heads': 3, 'mlp_dim': 192, 'class_token': False, 'pool': 'places',
+    'patch': 8,
+    'width': 96,
+    'depth': 2,
+    'heads': 3,
+    'mlp_dim': 192,
+    'class_token': False,
+    'pool': 'places',
   },
   'tiny_patch16': {'patch': 16, 'width': 192, 'depth': 12, 'heads': 3, 'mlp_dim': 768},
   'small_patch16': {'patch': 16, 'width': 384, 'depth': 12, 'heads': 6, 'mlp_dim': 1536},
@@ -85,8 +91,8 @@ class ViT(nn.Module):
     patch: side of a patch, or (height, width).
     width, depth, heads, mlp_dim: of the encoder.
     class_token: whether a learned token is put before the patches.
-    pool: what the feature is, after the final norm: 'class' (the class token), 'mean' (the mean over patches) or 'places'
-      (a linear layer over all patches side by side: where something is counts from the first step on; ours).
+    pool: what the feature is, after the final norm: 'class' (the class token), 'mean' (the mean over patches) or
+      'places' (a linear layer over all patches side by side: where something is counts from the first step on; ours).
     qkv_bias, epsilon, dtype, adapter, dense, remat, scan: see `core.nn.transformer.Encoder`.
   """
 

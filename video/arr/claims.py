@@ -160,10 +160,12 @@ K1 = Claim(
   {
     'ARR': _kitchen(),
     'last clip': _kitchen(**{'model.decoder.aggregation': 'last', 'pretraining.steps': 0}),
-    'recognition only': _kitchen(**{'pretraining.steps': 0, 'joint.steps': 1, 'joint.optim.warmup_steps': 0}),
+    'one step': _kitchen(
+      **{'recognition.steps': 0, 'pretraining.steps': 0, 'joint.steps': 1, 'joint.optim.warmup_steps': 0}
+    ),
   },
   checks=[Check('ARR', 'top_1', '>=', 'last clip'), Check('ARR', 'recall_at_5', '>=', 'last clip')],
-  controls=[Check('recognition only', 'top_1', '>=', 'last clip')],
+  controls=[Check('one step', 'top_1', '>=', 'last clip')],
 )
 
 # True labels: what sequence reasoning is worth with a perfect recogniser (spec 9b, and the second experiment of 9c).
@@ -228,21 +230,17 @@ L3 = Claim(
 
 
 def _noisy(noise: float) -> Trained:
-  """EGTEA's grids seen through synthetic features: a prototype per class plus noise of this length."""
+  """EGTEA's grids seen through synthetic features, a prototype per class plus noise of this length; half the steps."""
   seen = {'model.encoder': 'feature', 'model.variant': 'linear', 'data.prototypes.size': 64}
-  return _labels('egtea_labels', **seen, **{'data.prototypes.noise': noise})
+  return _labels('egtea_labels', **seen, **{'data.prototypes.noise': noise, 'joint.steps': 750})
 
 
 L4 = Claim(
   'L4',
   'With features in place of labels, anticipation degrades smoothly as recognition gets harder.',
   'spec 9c, second experiment, on EGTEA split 1',
-  {f'noise {noise:g}': _noisy(noise) for noise in (0.0, 1.0, 2.0, 4.0)},
-  checks=[
-    Check('noise 0', 'top_1', '>=', 'noise 2'),
-    Check('noise 1', 'top_1', '>=', 'noise 2'),
-    Check('noise 2', 'top_1', '>=', 'noise 4'),
-  ],
+  {f'noise {noise:g}': _noisy(noise) for noise in (0.0, 2.0, 4.0)},
+  checks=[Check('noise 0', 'top_1', '>=', 'noise 2'), Check('noise 2', 'top_1', '>=', 'noise 4')],
   controls=[Check('noise 4', 'top_1', '>=', 'noise 0')],
 )
 

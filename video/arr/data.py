@@ -199,7 +199,7 @@ class Fold:
     return Windows(self.training, longer, rows)
 
   def samples(self, split: str) -> Samples:
-    """Stage 3 and judgement: the targets of a split with their T clips; in training no label of another split is seen."""
+    """Stage 3 and judgement: the targets of a split with their T clips; training sees no label of another split."""
     return Samples(self.training if split == 'train' else self.whole, self.grid, self.targets(split))
 
   def _judged(self, video: str) -> np.ndarray:

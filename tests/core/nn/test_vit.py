@@ -193,3 +193,16 @@ def test_vit_with_convpass_equals_a_hand_written_one_in_torch(tmp_path):
   out = apply(params)['tokens']
   assert np.abs(out - expected).max() < TOLERANCE
   assert np.abs(out - torch_tokens(torch_model, batch)).max() > 0.1
+
+
+def test_the_pool_over_places_knows_where_something_is():
+  model = vit.build('tiny_places8', depth=1, width=12, heads=1, mlp_dim=12)
+  left = jnp.zeros((1, 16, 16, 3)).at[:, 4:12, :8].set(1.0)
+  variables = model.init(jax.random.key(0), left)
+  flat = {**variables['params'], 'position': jnp.zeros_like(variables['params']['position'])}
+  features = [model.apply({'params': flat}, image)['feature'] for image in (left, left[:, :, ::-1])]
+  assert features[0].shape == (1, 12)
+  assert float(jnp.abs(features[0] - features[1]).max()) > 1e-3
+  mean = model.clone(pool='mean')
+  pooled = [mean.apply({'params': flat}, image)['feature'] for image in (left, left[:, :, ::-1])]
+  np.testing.assert_allclose(*pooled, atol=1e-5)

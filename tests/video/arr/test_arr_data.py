@@ -1,4 +1,4 @@
-"""Rows of the three stages: what they hold, that they never look ahead, and that training sees no validation footage."""
+"""Rows of the three stages: what they hold, that they never look ahead, that training sees no validation footage."""
 
 import dataclasses
 
@@ -86,8 +86,8 @@ def test_training_sees_no_label_of_another_split_and_a_judge_sees_all():
 def test_windows_of_pretraining_avoid_what_validation_looks_at():
   found = fold(ROWS).windows()
   assert {video for video, _ in found.rows} == {'v'}  # w holds nothing but validation
-  for video, end in found.rows:
-    row = found[[r for r in found.rows].index((video, end))]
+  for i, (_, end) in enumerate(found.rows):
+    row = found[i]
     assert len(row['ends']) == GRID.clips + 1
     assert end < 2.0 or row['ends'][0] - 1.0 >= 8.0 or end <= 6.0 - 1.0 - 3.0
   freely = fold(ROWS, **{'data.transductive': True}).windows()

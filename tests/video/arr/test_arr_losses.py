@@ -85,11 +85,11 @@ def test_with_one_clip_only_the_anticipated_action_is_left():
 @functools.partial(jax.jit, static_argnames=('unknown', 'feature_weight'))
 def objective(outputs, labels, unknown, feature_weight=0.0):
   """L and its gradient with respect to the outputs."""
-  loss = lambda outputs: (
-    losses.joint(  # noqa: E731
-      outputs, labels, TARGET, unknown=unknown, feature_weight=feature_weight
-    )[0].value
-  )
+
+  def loss(outputs):
+    total, _ = losses.joint(outputs, labels, TARGET, unknown=unknown, feature_weight=feature_weight)
+    return total.value
+
   return jax.value_and_grad(loss)(outputs)
 
 

@@ -1,4 +1,4 @@
-"""ARR as a task: the stages and what each trains, and the whole way from a command to a report, real labels included."""
+"""ARR as a task: the stages and what each trains, and the way from a command to a report, real labels included."""
 
 import json
 import pathlib
