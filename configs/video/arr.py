@@ -100,7 +100,7 @@ def embedded() -> ConfigDict:
   config.loss.feature = 0.0  # lam_feat; 1.0: AVT's auxiliary
   config.loss.smoothing = 0.0
   config.loss.unknown = 'class'  # or 'ignore'
-  config.loss.unknown_weight = 1.0
+  config.loss.unknown_weight = 1.0  # 0: by counts, so that unknown does not dominate
   config.loss.pretraining = 'mse'  # or 'cosine', 'infonce', 'order'
   config.loss.temperature = 0.1
 

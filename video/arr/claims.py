@@ -149,8 +149,9 @@ M4 = Claim(
 
 
 def _kitchen(**overrides) -> Trained:
+  """The embedded experiment with half the steps, which saves an hour over six trainings."""
   metrics = {'top_1': 'val/anticipation/action/top_1', 'recall_at_5': 'val/anticipation/action/class_mean_recall_at_5'}
-  return Trained('configs/video/arr.py', overrides, metrics)
+  return Trained('configs/video/arr.py', {'recognition.steps': 500, 'joint.steps': 300, **overrides}, metrics)
 
 
 K1 = Claim(

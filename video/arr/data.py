@@ -25,7 +25,7 @@ import numpy as np
 
 from core.data.records import PrepareReport
 from core.errors import UserError, nearest
-from video.arr import annotations, footage, media
+from video.arr import annotations, footage, media, ngram
 from video.arr.annotations import tables
 from video.arr.grid import Grid, Timelines, free_ends, observed, windows
 from video.arr.kitchen import dataset as kitchen
@@ -81,7 +81,8 @@ def prepare(config: Any) -> list[PrepareReport]:
   """Writes the records that `config.data` needs, where they are missing: segments, and frames for media 'records'.
 
   Draws the kitchen, or reads the official annotation files under `config.data.root` and decodes the videos under
-  `config.data.media_root`. Every fold of `config.data.folds` gets its segments; frames do not depend on the fold.
+  `config.data.media_root`; other media stay where they are and are compared with the segments. Every fold of
+  `config.data.folds` gets its segments; frames do not depend on the fold.
   """
   if config.data.dataset == 'kitchen':
     return _draw(config)
@@ -96,6 +97,8 @@ def prepare(config: Any) -> list[PrepareReport]:
     reports.append(tables.write(records_root(config), found))
   if config.data.media == 'records':
     reports.append(footage.prepare(config, found, records_root(config)))
+  elif config.data.media != 'labels':  # read where they lie: what is absent or too short is said now
+    reports[-1].problems += media.check(media.open(config.data), found)
   return reports
 
 
@@ -165,9 +168,8 @@ class Fold:
     return tables.select(segments, chosen)
 
   def prior(self) -> np.ndarray:
-    """Frequencies f64 [C] of the actions of the training targets: what to say where nothing was seen (spec 5.1)."""
-    action = self.targets('train')['action']
-    return np.bincount(action, minlength=self.vocabulary.classes) / len(action)
+    """Frequencies f64 [C] of the actions in training: what to say where nothing was seen (spec 5.1)."""
+    return ngram.frequencies(self.annotations.segments, self.vocabulary.classes)
 
   def duration(self, video: str) -> float | None:
     """Seconds of footage; None where there is none to ask."""

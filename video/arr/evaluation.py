@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from core.errors import UserError, nearest
+from core.errors import UserError
 from core.metrics import classification
 from video.arr.annotations.tables import Vocabulary
 
@@ -67,42 +67,25 @@ PROTOCOLS = (
 """All protocols (spec 5.2)."""
 
 
-def protocol(dataset: str, name: str) -> Protocol:
-  """The protocol of this name; raises `UserError` naming those that the dataset has."""
-  known = {each.name: each for each in PROTOCOLS if each.dataset == dataset}
-  if not known:
-    datasets = sorted({each.dataset for each in PROTOCOLS})
-    raise UserError(
-      f"No protocol for the dataset '{dataset}'; known: {', '.join(datasets)}.{nearest(dataset, datasets)}"
-    )
-  if name not in known:
-    raise UserError(f"'{dataset}' has no protocol '{name}'; known: {', '.join(known)}.{nearest(name, known)}")
-  return known[name]
-
-
-def official(rules: Protocol, anticipation: float, folds: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-  """The numbers to be reported under a protocol's name: means over its folds.
+def reported(dataset: str, anticipation: float, folds: Sequence[int], scalars: Mapping[str, float]) -> dict[str, float]:
+  """One fold's numbers under the names of the protocols that the experiment follows; their mean over folds is reported.
 
   Args:
-    rules: the protocol.
+    dataset: the experiment's.
     anticipation: tau_a in seconds that the results were computed at.
-    folds: number of the fold -> the scalars of `judge` on its validation split.
+    folds: all folds of the experiment: a protocol that wants others is left out, as is one of another tau_a.
+    scalars: of `judge`, on one fold.
 
-  Raises:
-    UserError: another tau_a, a fold or a scalar that is missing: the result is then not this protocol's.
+  Returns:
+    {'protocol/<name>/<scalar>': number}.
   """
-  title = f"Protocol '{rules.name}' of {rules.dataset}"
-  if not np.isclose(anticipation, rules.anticipation):
-    raise UserError(
-      f'{title} anticipates {rules.anticipation:g} s ahead, these results {anticipation:g} s: report them under'
-      ' another name or evaluate again.'
-    )
-  if missing := [fold for fold in rules.folds if fold not in folds]:
-    raise UserError(f'{title} is the mean over the folds {list(rules.folds)}; fold {missing[0]} has no result yet.')
-  for name in rules.scalars:
-    if absent := [fold for fold in rules.folds if name not in folds[fold]]:
-      raise UserError(f"{title} needs '{name}', which fold {absent[0]} has not (no segment of that group).")
-  return {name: float(np.mean([folds[fold][name] for fold in rules.folds])) for name in rules.scalars}
+  followed = [
+    rules for rules in PROTOCOLS
+    if rules.dataset == dataset and np.isclose(rules.anticipation, anticipation) and rules.folds == tuple(folds)
+  ]  # fmt: skip
+  return {
+    f'protocol/{rules.name}/{name}': scalars[name] for rules in followed for name in rules.scalars if name in scalars
+  }
 
 
 def marginal(action_probs: np.ndarray, of: Sequence[int], count: int) -> np.ndarray:

@@ -52,7 +52,7 @@ class Judge:
     self._pass = jax.jit(self._outputs)
 
   def anticipation(self, variables: Variables, split: str) -> Evaluation:
-    """The official metrics, in percent, as `evaluation.judge` names them.
+    """The official metrics, in percent, as `evaluation.judge` names them, and under the names of published protocols.
 
     Returns:
       arrays: 'scores' f32 [N, C], 'target' int32 [N], 'uid', 'video' str [N], 'start' f64 [N], 'history' and
@@ -64,6 +64,8 @@ class Judge:
     if (rows['action'] >= 0).all():
       known = evaluation.training_actions(self.fold.annotations.segments)
       scalars, _ = evaluation.judge(scores.probability, rows, vocabulary, known)
+      data = self.config.data
+      scalars |= evaluation.reported(data.dataset, self.fold.grid.anticipation, data.folds, scalars)
     arrays = {
       'scores': scores.probability, 'recognised': scores.recognised, 'target': rows['action'],
       'history': self.fold.samples(split).grids['label'], **{name: rows[name] for name in ('uid', 'video', 'start')},

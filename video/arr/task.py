@@ -159,16 +159,21 @@ class Task(contract.Task):
 
   # Objectives. The weight is the number of rows: exact under accumulation unless unknown clips are left out (`losses`).
 
+  @functools.cached_property
   def _options(self) -> dict[str, Any]:
     loss = self.config.loss
-    return {'unknown': loss.unknown, 'unknown_weight': loss.unknown_weight, 'smoothing': loss.smoothing}
+    weight = loss.unknown_weight
+    if not weight:  # by the counts of the training grids
+      labels = self.fold.samples('train').grids['label']
+      weight = losses.balancing_weight(np.bincount(labels.ravel(), minlength=self.fold.vocabulary.classes + 1))
+    return {'unknown': loss.unknown, 'unknown_weight': weight, 'smoothing': loss.smoothing}
 
   def recognition_loss(self, variables, batch, rng, step) -> tuple[jax.Array, contract.LossOutput]:
     """L_rec on single clips."""
     del step
     z = self.model.encode(variables, batch['inputs'], train=True)
     r = self.model.recognise(variables, z, train=True, rng=rng)
-    loss = losses.recognition(r, batch['label'], **self._options())
+    loss = losses.recognition(r, batch['label'], **self._options)
     return loss.value, contract.LossOutput({'accuracy': (r.argmax(-1) == batch['label']).mean()}, weight=loss.weight)
 
   def pretraining_loss(self, variables, batch, rng, step) -> tuple[jax.Array, contract.LossOutput]:
@@ -194,7 +199,7 @@ class Task(contract.Task):
     outputs = self.model.apply(variables, batch['inputs'], train=True, rng=rng)
     loss, terms = losses.joint(
       outputs, batch['label'], batch['target'], recognition_weight=weights.recognition, past_weight=weights.past,
-      feature_weight=weights.feature, **self._options(),
+      feature_weight=weights.feature, **self._options,
     )  # fmt: skip
     accuracy = (outputs['q'][:, -1, :-1].argmax(-1) == batch['target']).mean()
     return loss.value, contract.LossOutput({**terms, 'accuracy': accuracy}, weight=loss.weight)

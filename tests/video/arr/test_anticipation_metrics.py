@@ -183,20 +183,11 @@ def test_protocols_ask_for_scalars_that_judge_gives(sample):
     assert rules.folds == tuple(range(1, annotations.FOLDS[rules.dataset] + 1)) or rules.name == 'avt'
 
 
-def test_a_protocol_is_the_mean_over_its_folds_at_its_anticipation_time():
-  rules = evaluation.protocol('egtea', 'rulstm')
-  folds = {fold: {'action/top_5': 10.0 * fold, 'action/class_mean_recall_at_5': 1.0, 'x': 0.0} for fold in (1, 2, 3)}
-  assert evaluation.official(rules, 1.0, folds) == {'action/top_5': 20.0, 'action/class_mean_recall_at_5': 1.0}
-  with pytest.raises(UserError, match='anticipates 1 s ahead, these results 0.5 s'):
-    evaluation.official(rules, 0.5, folds)
-  with pytest.raises(UserError, match='fold 3 has no result'):
-    evaluation.official(rules, 1.0, {fold: folds[fold] for fold in (1, 2)})
-  with pytest.raises(UserError, match="needs 'action/top_5', which fold 2 has not"):
-    evaluation.official(rules, 1.0, {**folds, 2: {}})
-
-
-def test_unknown_protocols_are_named():
-  with pytest.raises(UserError, match="no protocol 'rulsm'; known: avt, rulstm. Did you mean 'rulstm'"):
-    evaluation.protocol('egtea', 'rulsm')
-  with pytest.raises(UserError, match="dataset 'salad'.*Did you mean 'salads'"):
-    evaluation.protocol('salad', 'avt')
+def test_numbers_bear_a_protocols_name_only_at_its_anticipation_time_and_over_its_folds():
+  scalars = {'action/top_5': 10.0, 'action/class_mean_recall_at_5': 1.0, 'x': 0.0}
+  rulstm = {'protocol/rulstm/action/top_5': 10.0, 'protocol/rulstm/action/class_mean_recall_at_5': 1.0}
+  assert evaluation.reported('egtea', 1.0, (1, 2, 3), scalars) == rulstm
+  assert evaluation.reported('egtea', 1.0, (1,), scalars) == {}
+  assert evaluation.reported('egtea', 0.5, (1, 2, 3), scalars) == {}
+  assert evaluation.reported('kitchen', 1.0, (1,), scalars) == {}
+  assert evaluation.reported('egtea', 0.5, (1,), {'action/top_1': 3.0}) == {'protocol/avt/action/top_1': 3.0}

@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.train import mesh
 from core.train import task as contract
 from launch import evaluate, predict, prepare, train
-from video.arr import evaluation
+from video.arr.annotations import tables
 from video.arr.kitchen import dataset as kitchen
 from video.arr.task import Task
 
@@ -107,6 +107,16 @@ def test_deviations_are_measured_before_the_decoder_is_pretrained(task, tmp_path
   assert sigma.shape == (task.model.width,) and np.all(sigma > 0) and not np.allclose(sigma, 1.0)
 
 
+def test_unknown_clips_are_weighed_by_counts_when_asked(task, config):
+  assert task._options['unknown_weight'] == 1.0
+  balanced = Task(config_lib.derive(config, {'loss.unknown_weight': 0.0}))
+  labels = balanced.fold.samples('train').grids['label']
+  classes = balanced.fold.vocabulary.classes
+  counts = np.bincount(labels[labels < classes])
+  expected = min(1.0, np.median(counts[counts > 0]) / (labels == classes).sum())
+  assert balanced._options['unknown_weight'] == pytest.approx(expected) and expected < 1
+
+
 def test_a_word_that_means_nothing_is_named_before_the_first_step(config):
   for key, value, hint in (
     ('loss.pretraining', 'mes', 'mse'), ('loss.unknown', 'ignor', 'ignore'), ('data.dataset', 'kitchn', 'kitchen'),
@@ -187,22 +197,51 @@ def test_labels_of_50_salads_give_the_golden_bigram_and_a_decoder_beside_it(shar
   assert np.isfinite(found['val/anticipation']['action/top_1'])
 
 
-def test_epic_labels_write_a_submission(shared_data, tmp_path):
+def test_the_segments_of_epic_without_an_observation_get_the_frequencies_of_training(shared_data, tmp_path):
   root = shared_data / 'action_anticipation'
-  config = config_lib.load(f'{CONFIG}:epic_labels', {
-    'data.root': str(root), 'data.records': str(tmp_path), 'grid.clips': 2, 'model.decoder.layers': 1, 'model.width': 8,
+  Task.prepare(epic := labels(root, tmp_path))
+  task = Task(epic)
+  rows, prior = task.fold.targets('val'), task.fold.prior()
+  assert len(rows['uid']) == 9668 and len(task.fold.targets('train')['uid']) < 67217
+  first = np.flatnonzero(rows['start'] - epic.grid.anticipation < 1 / 30)
+  assert len(first) == 30  # spec 5.1: their observation would end before the first frame
+  which = np.concatenate([first[:2], [5000]])
+  task.fold.targets = lambda split: tables.select(rows, which) if split == 'val' else None
+  scores = task.judge.scores(task.init(jax.random.key(0)), 'val').probability
+  np.testing.assert_allclose(scores[:2], [prior, prior], atol=1e-6)
+  assert np.abs(scores[2] - prior).max() > 1e-3
+
+
+def test_epic_without_labels_gives_a_submission_and_no_numbers(tmp_path, capsys):
+  tree = {
+    'training.csv': ''.join(
+      f'P01_01_{i},P01_01,{90 * i + 60},{90 * i + 120},{i % 2},{i % 2},{i % 2}\n' for i in range(6)
+    ),
+    'validation.csv': 'P02_01_0,P02_01,150,180,1,1,1\nP02_01_1,P02_01,210,240,0,0,0\n',
+    'test_timestamps.csv': 'P03_101_0,P03_101,210,255\nP03_101_1,P03_101,300,330\n',
+    'actions.csv': 'id,verb,noun,action\n0,0,0,take tap\n1,1,1,put spoon\n',
+  }
+  for name, text in tree.items():
+    (tmp_path / name).write_text(text)
+  workdir = tmp_path / 'run'
+  words = [f'--config={CONFIG}:epic_labels', f'--workdir={workdir}', f'--config.data.root={tmp_path}',
+           f'--config.data.records={tmp_path / "records"}', '--config.joint.steps=1', '--config.joint.batch_size=2',
+           '--config.joint.optim.warmup_steps=0', '--config.grid.clips=2', '--config.model.decoder.layers=1']  # fmt: skip
+  assert train.main(words) == 0
+  assert set(json.loads((workdir / 'submission_val.json').read_text())['results']) == {'P02_01_0', 'P02_01_1'}
+  assert evaluate.main([f'--workdir={workdir}', '--split=test']) == 0
+  content = json.loads((workdir / 'submission_test.json').read_text())
+  assert set(content['results']) == {'P03_101_0', 'P03_101_1'}
+  assert set(content['results']['P03_101_0']['action']) == {'0,0', '1,1'}
+  assert json.loads((workdir / 'evaluation_test.json').read_text())['folds']['']['test/anticipation']['scalars'] == {}
+  assert 'submission_test.json' in capsys.readouterr().out
+
+
+def labels(root, records):
+  return config_lib.load(f'{CONFIG}:epic_labels', {
+    'data.root': str(root), 'data.records': str(records), 'grid.clips': 2, 'model.decoder.layers': 1, 'model.width': 8,
     'model.decoder.width': 8,
   })  # fmt: skip
-  Task.prepare(config)
-  task = Task(config)
-  found = task.evaluators()['anticipation'](task.init(jax.random.key(0)), 'val')
-  content = found.files['submission_val.json']
-  assert content['challenge'] == 'action_anticipation' and len(content['results']) == 9668
-  rows = task.fold.targets('val')
-  unseen = rows['start'] - config.grid.anticipation < 1 / 30
-  assert unseen.sum() == 30  # spec 5.1: their observation would end before the first frame
-  np.testing.assert_allclose(found.arrays['scores'][unseen], np.tile(task.fold.prior(), (30, 1)), atol=1e-6)
-  assert set(evaluation.training_actions(task.fold.annotations.segments)) >= set(np.flatnonzero(task.fold.prior()))
 
 
 def test_missing_annotations_are_said(tmp_path, capsys):
