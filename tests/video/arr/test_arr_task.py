@@ -226,7 +226,8 @@ def test_epic_without_labels_gives_a_submission_and_no_numbers(tmp_path, capsys)
   workdir = tmp_path / 'run'
   words = [f'--config={CONFIG}:epic_labels', f'--workdir={workdir}', f'--config.data.root={tmp_path}',
            f'--config.data.records={tmp_path / "records"}', '--config.joint.steps=1', '--config.joint.batch_size=2',
-           '--config.joint.optim.warmup_steps=0', '--config.grid.clips=2', '--config.model.decoder.layers=1']  # fmt: skip
+           '--config.joint.optim.warmup_steps=0', '--config.grid.clips=2',
+           '--config.model.decoder.layers=1']  # fmt: skip
   assert train.main(words) == 0
   assert set(json.loads((workdir / 'submission_val.json').read_text())['results']) == {'P02_01_0', 'P02_01_1'}
   assert evaluate.main([f'--workdir={workdir}', '--split=test']) == 0
