@@ -134,3 +134,10 @@ def host_arrays(tree: Any) -> Any:
     return np.asarray(leaf)
 
   return jax.tree.map(fetch, tree)
+
+
+def placed(array: np.ndarray, like: Any) -> Any:
+  """A host array where `like` lies, whatever devices and processes it is divided over."""
+  if not isinstance(like, jax.Array):
+    return array
+  return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])

@@ -21,6 +21,7 @@ import numpy as np
 from core.errors import UserError, nearest
 from core.nn import adapters, resnet, vit
 from core.nn.transformer import Adapter
+from core.train import mesh
 from core.weights import files
 from core.weights import resnet as resnet_weights
 from core.weights import vit as vit_weights
@@ -134,7 +135,7 @@ class Classifier:
       print(account, flush=True)
     for tree in collections.values():
       found = {path: loaded[path.removeprefix(BACKBONE)] for path in tree if path.removeprefix(BACKBONE) in loaded}
-      tree.update({path: placed(array, tree[path]) for path, array in found.items()})
+      tree.update({path: mesh.placed(array, tree[path]) for path, array in found.items()})
     return {name: flax.traverse_util.unflatten_dict(tree, sep='/') for name, tree in collections.items()}
 
   def trainable(self, path: str) -> bool:
@@ -157,10 +158,3 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     return images
   shape = (images.shape[0], size, size, images.shape[3])
   return jax.image.resize(images, shape, 'bilinear', antialias=False)
-
-
-def placed(array: np.ndarray, like: Any) -> Any:
-  """A host array where `like` lies, whatever devices and processes it is divided over."""
-  if not isinstance(like, jax.Array):
-    return array
-  return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])

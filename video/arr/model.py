@@ -22,10 +22,10 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from core.errors import UserError
 from core.nn import gpt
+from core.train import mesh
 from video.arr import aggregation, encoders
 from video.arr.grid import Grid
 
@@ -220,7 +220,7 @@ class Anticipator:
     account.fresh |= {name: leaf.size for name, leaf in flat.items() if not name.startswith(start)}
     if jax.process_index() == 0:
       print(account, flush=True)
-    flat |= {start + name: _placed(array, own[name]) for name, array in loaded.items()}
+    flat |= {start + name: mesh.placed(array, own[name]) for name, array in loaded.items()}
     return {**variables, 'params': flax.traverse_util.unflatten_dict(flat, sep='/')}
 
   def _needs_blocks(self, what: str) -> None:
@@ -230,10 +230,3 @@ class Anticipator:
 
 def _dropout(rng: jax.Array | None) -> dict[str, jax.Array]:
   return {} if rng is None else {'dropout': rng}
-
-
-def _placed(array: np.ndarray, like: Any) -> Any:
-  """A host array where `like` lies, whatever devices and processes it is divided over."""
-  if not isinstance(like, jax.Array):
-    return array
-  return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
