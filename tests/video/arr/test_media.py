@@ -113,6 +113,7 @@ def test_sources_travel_to_workers_and_serve_threads(source):
     np.testing.assert_array_equal(both, read('P01_01', [3.05, i / 4], 4.0))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([4, 10, 23.976, 25, 30, 50, 59.94, 1000 / 3]))
 def test_frame_numbers_do_not_fall_to_rounding(number, fps):
   assert media.latest([number / fps], math.inf, fps) == number
