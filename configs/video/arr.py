@@ -4,10 +4,11 @@
 
 Presets:
   embedded       a procedural kitchen, filmed from above: recognition, label-free pre-training of the decoder, joint
-                 training, pixels end to end. TIME minutes on two CPU cores, the films included; RESULT.
+                 training, pixels end to end. 6.6 minutes on two CPU cores, films and compilation included; top-1 about
+                 31%, class-mean recall@5 about 73% (a bigram that knows the true past: 43 and 85).
   epic_labels    the decoder on the true label grids of EPIC-KITCHENS-100, beside n-grams: what sequence reasoning is
   egtea_labels   worth with a perfect recogniser. Need only the public annotation files: --config.data.root=FOLDER.
-  salads_labels  TIMES minutes on two CPU cores. 50 Salads: five folds, a minute of history.
+  salads_labels  About 10, 1 and 3 minutes on one CPU core. 50 Salads: five folds, a minute of history.
   paper_epic     pixels end to end: ViT-B/16 (in21k) per frame, AVT's decoder and recipe. Need annotation files
   paper_egtea    (data.root), videos (data.media_root; launch.prepare makes records of them) and a timm or transformers
   paper_salads   safetensors file (model.weights). Days on a node of GPUs: about 0.7 T multiply-adds per view.
