@@ -12,18 +12,9 @@ import numpy as np
 from core.errors import UserError
 from core.nn import transformer
 from core.weights import files, table
-from core.weights.table import COPY, Account, Key, Layout, detect, split
+from core.weights.table import COPY, Account, Key, Layout, detect, layer, norm, split
 
 BLOCK = 'block_{i}'
-
-
-def _layer(ours: str, theirs: str) -> tuple[Key, ...]:
-  """transformers' Conv1D keeps its weight as [in, out], as we do."""
-  return Key(f'{ours}/kernel', f'{theirs}.weight'), Key(f'{ours}/bias', f'{theirs}.bias')
-
-
-def _norm(ours: str, theirs: str) -> tuple[Key, ...]:
-  return Key(f'{ours}/scale', f'{theirs}.weight'), Key(f'{ours}/bias', f'{theirs}.bias')
 
 
 def _qkv(leaf: str) -> tuple[str, ...]:
@@ -35,14 +26,14 @@ TRANSFORMERS = Layout(
   marker='wpe.weight',
   keys=(
     Key('position', 'wpe.weight'),
-    *_norm(f'{BLOCK}/norm_attention', 'h.{i}.ln_1'),
+    *norm(f'{BLOCK}/norm_attention', 'h.{i}.ln_1'),
     Key(_qkv('kernel'), 'h.{i}.attn.c_attn.weight', split(3, COPY, axis=1)),
     Key(_qkv('bias'), 'h.{i}.attn.c_attn.bias', split(3)),
-    *_layer(f'{BLOCK}/attention/out', 'h.{i}.attn.c_proj'),
-    *_norm(f'{BLOCK}/norm_mlp', 'h.{i}.ln_2'),
-    *_layer(f'{BLOCK}/mlp/up', 'h.{i}.mlp.c_fc'),
-    *_layer(f'{BLOCK}/mlp/down', 'h.{i}.mlp.c_proj'),
-    *_norm('norm', 'ln_f'),
+    *layer(f'{BLOCK}/attention/out', 'h.{i}.attn.c_proj', COPY),
+    *norm(f'{BLOCK}/norm_mlp', 'h.{i}.ln_2'),
+    *layer(f'{BLOCK}/mlp/up', 'h.{i}.mlp.c_fc', COPY),
+    *layer(f'{BLOCK}/mlp/down', 'h.{i}.mlp.c_proj', COPY),
+    *norm('norm', 'ln_f'),
   ),
   ignored=(
     (r'wte\.weight', 'token embeddings: the decoder is given embeddings'),

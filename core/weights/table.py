@@ -72,6 +72,19 @@ class Key:
     return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
+def layer(ours: str, theirs: str, kernel: Transform = LINEAR, bias: str = '') -> tuple[Key, ...]:
+  """The two keys of a linear layer: torch keeps weights as [out, in] (`LINEAR`), a Conv1D of GPT-2 as we do (`COPY`).
+
+  `bias` names theirs where it does not follow from `theirs`.
+  """
+  return Key(f'{ours}/kernel', f'{theirs}.weight', kernel), Key(f'{ours}/bias', bias or f'{theirs}.bias')
+
+
+def norm(ours: str, theirs: str) -> tuple[Key, ...]:
+  """The two keys of a layer norm."""
+  return Key(f'{ours}/scale', f'{theirs}.weight'), Key(f'{ours}/bias', f'{theirs}.bias')
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """A public way of naming one architecture's tensors.

@@ -16,24 +16,16 @@ import numpy as np
 from core.errors import UserError
 from core.nn import transformer
 from core.weights import files, table
-from core.weights.table import CONV, LINEAR, Account, Key, Layout, detect
+from core.weights.table import CONV, LINEAR, Account, Key, Layout, detect, layer, norm
 
 BLOCK = 'encoder/block_{i}'
 NORM_LEAVES = tuple(f'{norm}/{leaf}' for norm in ('encoder/norm', 'norm_pooled') for leaf in ('scale', 'bias'))
 """The last norm: on every token, or on their mean."""
 
 
-def _layer(ours: str, theirs: str, bias: str = '') -> tuple[Key, ...]:
-  return Key(f'{ours}/kernel', f'{theirs}.weight', LINEAR), Key(f'{ours}/bias', bias or f'{theirs}.bias')
-
-
-def _norm(ours: str, theirs: str) -> tuple[Key, ...]:
-  return Key(f'{ours}/scale', f'{theirs}.weight'), Key(f'{ours}/bias', f'{theirs}.bias')
-
-
 def _layout(name: str, model: str) -> Layout:
   """The table with `model` before the encoder's names."""
-  layer, attention = f'{model}encoder.layer.{{i}}', f'{model}encoder.layer.{{i}}.attention.attention'
+  block, attention = f'{model}encoder.layer.{{i}}', f'{model}encoder.layer.{{i}}.attention.attention'
   projection = f'{model}embeddings.patch_embeddings.projection'
   return Layout(
     name=name,
@@ -41,16 +33,16 @@ def _layout(name: str, model: str) -> Layout:
     keys=(
       Key('tubelets/kernel', f'{projection}.weight', CONV),
       Key('tubelets/bias', f'{projection}.bias'),
-      *_norm(f'{BLOCK}/norm_attention', f'{layer}.layernorm_before'),
-      *_layer(f'{BLOCK}/attention/query', f'{attention}.query', f'{attention}.q_bias'),
+      *norm(f'{BLOCK}/norm_attention', f'{block}.layernorm_before'),
+      *layer(f'{BLOCK}/attention/query', f'{attention}.query', bias=f'{attention}.q_bias'),
       Key(f'{BLOCK}/attention/key/kernel', f'{attention}.key.weight', LINEAR),
-      *_layer(f'{BLOCK}/attention/value', f'{attention}.value', f'{attention}.v_bias'),
-      *_layer(f'{BLOCK}/attention/out', f'{layer}.attention.output.dense'),
-      *_norm(f'{BLOCK}/norm_mlp', f'{layer}.layernorm_after'),
-      *_layer(f'{BLOCK}/mlp/up', f'{layer}.intermediate.dense'),
-      *_layer(f'{BLOCK}/mlp/down', f'{layer}.output.dense'),
-      *_norm('encoder/norm', f'{model}layernorm'),
-      *_norm('norm_pooled', 'fc_norm'),
+      *layer(f'{BLOCK}/attention/value', f'{attention}.value', bias=f'{attention}.v_bias'),
+      *layer(f'{BLOCK}/attention/out', f'{block}.attention.output.dense'),
+      *norm(f'{BLOCK}/norm_mlp', f'{block}.layernorm_after'),
+      *layer(f'{BLOCK}/mlp/up', f'{block}.intermediate.dense'),
+      *layer(f'{BLOCK}/mlp/down', f'{block}.output.dense'),
+      *norm('encoder/norm', f'{model}layernorm'),
+      *norm('norm_pooled', 'fc_norm'),
     ),
     ignored=(
       (r'classifier\.(weight|bias)', "the source's own classifier"),

@@ -11,17 +11,9 @@ import numpy as np
 from core.errors import UserError
 from core.nn import adapters, transformer
 from core.weights import files, resize, table
-from core.weights.table import CONV, COPY, LINEAR, Account, Key, Layout, detect, split
+from core.weights.table import CONV, COPY, LINEAR, Account, Key, Layout, detect, layer, norm, split
 
 BLOCK = 'encoder/block_{i}'
-
-
-def _layer(ours: str, theirs: str) -> tuple[Key, ...]:
-  return Key(f'{ours}/kernel', f'{theirs}.weight', LINEAR), Key(f'{ours}/bias', f'{theirs}.bias')
-
-
-def _norm(ours: str, theirs: str) -> tuple[Key, ...]:
-  return Key(f'{ours}/scale', f'{theirs}.weight'), Key(f'{ours}/bias', f'{theirs}.bias')
 
 
 def _qkv(leaf: str) -> tuple[str, ...]:
@@ -36,14 +28,14 @@ TIMM = Layout(
     Key('patches/bias', 'patch_embed.proj.bias'),
     Key('class_token', 'cls_token'),
     Key('position', 'pos_embed'),
-    *_norm(f'{BLOCK}/norm_attention', 'blocks.{i}.norm1'),
+    *norm(f'{BLOCK}/norm_attention', 'blocks.{i}.norm1'),
     Key(_qkv('kernel'), 'blocks.{i}.attn.qkv.weight', split(3, LINEAR)),
     Key(_qkv('bias'), 'blocks.{i}.attn.qkv.bias', split(3, COPY)),
-    *_layer(f'{BLOCK}/attention/out', 'blocks.{i}.attn.proj'),
-    *_norm(f'{BLOCK}/norm_mlp', 'blocks.{i}.norm2'),
-    *_layer(f'{BLOCK}/mlp/up', 'blocks.{i}.mlp.fc1'),
-    *_layer(f'{BLOCK}/mlp/down', 'blocks.{i}.mlp.fc2'),
-    *_norm('encoder/norm', 'norm'),
+    *layer(f'{BLOCK}/attention/out', 'blocks.{i}.attn.proj'),
+    *norm(f'{BLOCK}/norm_mlp', 'blocks.{i}.norm2'),
+    *layer(f'{BLOCK}/mlp/up', 'blocks.{i}.mlp.fc1'),
+    *layer(f'{BLOCK}/mlp/down', 'blocks.{i}.mlp.fc2'),
+    *norm('encoder/norm', 'norm'),
   ),
   ignored=((r'head\.(weight|bias)', "the source's own classifier"), (r'pre_logits\..*', "the source's own classifier")),
 )
@@ -56,15 +48,15 @@ TRANSFORMERS = Layout(
     Key('patches/bias', 'embeddings.patch_embeddings.projection.bias'),
     Key('class_token', 'embeddings.cls_token'),
     Key('position', 'embeddings.position_embeddings'),
-    *_norm(f'{BLOCK}/norm_attention', 'encoder.layer.{i}.layernorm_before'),
-    *_layer(f'{BLOCK}/attention/query', 'encoder.layer.{i}.attention.attention.query'),
-    *_layer(f'{BLOCK}/attention/key', 'encoder.layer.{i}.attention.attention.key'),
-    *_layer(f'{BLOCK}/attention/value', 'encoder.layer.{i}.attention.attention.value'),
-    *_layer(f'{BLOCK}/attention/out', 'encoder.layer.{i}.attention.output.dense'),
-    *_norm(f'{BLOCK}/norm_mlp', 'encoder.layer.{i}.layernorm_after'),
-    *_layer(f'{BLOCK}/mlp/up', 'encoder.layer.{i}.intermediate.dense'),
-    *_layer(f'{BLOCK}/mlp/down', 'encoder.layer.{i}.output.dense'),
-    *_norm('encoder/norm', 'layernorm'),
+    *norm(f'{BLOCK}/norm_attention', 'encoder.layer.{i}.layernorm_before'),
+    *layer(f'{BLOCK}/attention/query', 'encoder.layer.{i}.attention.attention.query'),
+    *layer(f'{BLOCK}/attention/key', 'encoder.layer.{i}.attention.attention.key'),
+    *layer(f'{BLOCK}/attention/value', 'encoder.layer.{i}.attention.attention.value'),
+    *layer(f'{BLOCK}/attention/out', 'encoder.layer.{i}.attention.output.dense'),
+    *norm(f'{BLOCK}/norm_mlp', 'encoder.layer.{i}.layernorm_after'),
+    *layer(f'{BLOCK}/mlp/up', 'encoder.layer.{i}.intermediate.dense'),
+    *layer(f'{BLOCK}/mlp/down', 'encoder.layer.{i}.output.dense'),
+    *norm('encoder/norm', 'layernorm'),
   ),
   ignored=(
     (r'classifier\.(weight|bias)', "the source's own classifier"),

@@ -6,12 +6,10 @@ at a few frames per second, its shorter side scaled down, JPEG. Drawn films take
 
 from __future__ import annotations
 
-import collections
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent import futures
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import cv2
@@ -20,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from core.data import manifest as manifests
 from core.data import records
+from core.data.ahead import ahead
 from core.errors import UserError
 from video.arr import media
 
@@ -123,7 +122,7 @@ def _films(
 ) -> Iterator[tuple[str, Film]]:
   """The films of some videos, in their order; what was wrong with them joins `problems`."""
   todo = ((name, times) for name in names for times in _schedule(source, name, fps))
-  chunks = _ahead(lambda chunk: _decode(source, *chunk), todo, workers)
+  chunks = ahead(lambda chunk: _decode(source, *chunk), todo, workers)
   for name, group in itertools.groupby(chunks, lambda chunk: chunk.video):
     yield name, _film(group, problems)
 
@@ -163,18 +162,3 @@ def _decode(source: media.Pixels, video: str, times: list[float]) -> _Chunk:
 def _jpeg(frame: np.ndarray) -> bytes:
   _, encoded = cv2.imencode('.jpg', frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
   return encoded.tobytes()
-
-
-def _ahead(work: Callable[[Any], Any], todo: Iterable[Any], workers: int) -> Iterator[Any]:
-  """`map(work, todo)`; with threads, a few ahead and never more (films are large)."""
-  if workers < 1:
-    yield from map(work, todo)
-    return
-  with futures.ThreadPoolExecutor(workers) as pool:
-    waiting: collections.deque[futures.Future] = collections.deque()
-    for item in todo:
-      waiting.append(pool.submit(work, item))
-      if len(waiting) > 2 * workers:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()

@@ -14,12 +14,12 @@ import json
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 from typing import Any
 
 import numpy as np
 
 from core.data import face, face_frames, records, video
+from core.data.ahead import ahead
 from core.data.antispoofing import detection, readers, sources
 from core.data.antispoofing.items import Problem, VideoItem
 from core.errors import UserError
@@ -125,9 +125,6 @@ def _map(
   workers: int,
 ) -> Iterator[tuple[Examples, list[Problem]]]:
   """Results in the order of `todo`; with threads, a few items ahead and never more (frames are large)."""
-  if workers < 1:
-    yield from (work(item, detector) for item in todo)
-    return
   own = threading.local()  # OpenCV's detectors keep buffers of their own and must not be shared.
 
   def run(item: VideoItem) -> tuple[Examples, list[Problem]]:
@@ -135,14 +132,7 @@ def _map(
       own.detector = copy.deepcopy(detector)
     return work(item, own.detector)
 
-  with futures.ThreadPoolExecutor(workers) as pool:
-    waiting: collections.deque[futures.Future] = collections.deque()
-    for item in todo:
-      waiting.append(pool.submit(run, item))
-      if len(waiting) > 2 * workers:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+  return ahead(run, todo, workers)
 
 
 def crop_item(item: VideoItem, settings: Settings, detector: face.Detector) -> tuple[Examples, list[Problem]]:
