@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -77,6 +78,8 @@ class Lmdb(Features):
       missing = store.read(video, numbers, result[:, column : column + store.width])
       if missing:
         self._last(store, video)
+        if video not in self.missing:
+          warnings.warn(f"{store.path}: features of '{video}' are missing; they are zeros. Told once.", stacklevel=2)
         self.missing[video] += missing
       column += store.width
     return result

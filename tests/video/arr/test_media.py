@@ -196,11 +196,13 @@ def test_a_broken_image_names_its_file(tmp_path):
 def test_a_missing_key_is_searched_backwards_then_zero_and_counted(tmp_path):
   path = write_lmdb(tmp_path / 'rgb', {'a': 60, 'b': 3}, without=range(20, 40))
   store = media.Lmdb(path, FPS)
-  values = store.features('a', [1.9, 2.0, 2.8, 2.9, 3.9, 4.0, 6.9, 7.0], 100)[:, 0]
+  with pytest.warns(UserWarning, match="features of 'a' are missing"):
+    values = store.features('a', [1.9, 2.0, 2.8, 2.9, 3.9, 4.0, 6.9, 7.0], 100)[:, 0]
   assert values.tolist() == [19, 19, 19, 0, 0, 40, 60, 0] and store.missing == {'a': 3}
   assert store.features('b', [0.0, 0.05, 0.1, 0.3, 1.2], 100)[:, 0].tolist() == [1, 1, 1, 3, 3]
   assert not store.features('b', [0.05], 0.05).any() and store.missing == {'a': 3}  # nothing seen is not a missing key
-  assert media.Lmdb(path, FPS, back=0).features('a', [2.0], 100).tolist() == [[0, 0, 0]]
+  with pytest.warns(UserWarning, match='missing'):
+    assert media.Lmdb(path, FPS, back=0).features('a', [2.0], 100).tolist() == [[0, 0, 0]]
 
 
 def test_several_stores_are_concatenated(tmp_path):
