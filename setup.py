@@ -28,6 +28,8 @@ REQUIRES = [
   'opencv-python-headless>=4.14,<5',  # OpenCV 5 carries no Haar cascades
   'av>=18.1',
   'lmdb>=3.0',  # feature stores of action anticipation
+  'sentencepiece>=0.2.3',  # tokenizers of LLaMA that come as tokenizer.model
+  'pycocoevalcap>=1.2',
   'tensorboardX>=2.6.5',
   'tqdm>=4.70',
 ]
@@ -35,7 +37,7 @@ REQUIRES = [
 EXTRAS = {
   'test': ['pytest>=9.2', 'pytest-timeout>=2.4', 'hypothesis>=6.170', 'ruff>=0.17', 'pyyaml>=6'],
   # The parity references. torch is pinned to the version with a CPU build: a newer one may bring gigabytes of CUDA.
-  'reference': ['torch==2.13.0', 'pytorch-metric-learning>=2.9'],
+  'reference': ['torch==2.13.0', 'peft>=0.21', 'pytorch-metric-learning>=2.9'],
   'gpu': ['jax[cuda13]>=0.10.2'],
   'tpu': ['jax[tpu]>=0.10.2'],
   'notebooks': ['nbformat>=5.10', 'nbclient>=0.10', 'ipykernel>=7'],
@@ -49,7 +51,7 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=find_packages(include=['core*', 'fas*', 'video*', 'configs*', 'launch*']),
+  packages=find_packages(include=['core*', 'fas*', 'video*', 'multimodal*', 'configs*', 'launch*']),
   package_data={'launch': ['slurm/*', 'tpu/*', 'kubernetes/*']},
   install_requires=REQUIRES,
   extras_require=EXTRAS,

@@ -1,0 +1,1 @@
+"""Systems that read pictures and write or judge text."""
