@@ -53,8 +53,8 @@ def run(
   trained = command.restore(folder, which, changes)
   predictor = trained.task.predictor(trained.variables, trained.meta['metadata'])
   rows = []
-  for path, problem in _files(inputs, predictor.suffixes):
-    rows += [{'file': str(path), 'error': problem}] if problem else _serve(predictor, path)
+  for case, problem in _cases(inputs, predictor):
+    rows += [{'file': str(case[0]), 'error': problem}] if problem else _serve(predictor, case)
   output.mkdir(parents=True, exist_ok=True)
   _write(output, rows, {'run': str(folder), 'step': trained.meta['step']})
   written = predictor.finish(rows, output)
@@ -76,30 +76,42 @@ def _choose(workdir: str | pathlib.Path, fold: str | None) -> pathlib.Path:
   return folds[chosen]
 
 
-def _files(inputs: Sequence[str | pathlib.Path], suffixes: Sequence[str]) -> list[tuple[pathlib.Path, str]]:
-  """(path, what is wrong with it or '') of every file, once, in the order given; folders sorted."""
-  found: dict[pathlib.Path, str] = {}
-  endings = ', '.join(suffixes)
+def _cases(inputs: Sequence[str | pathlib.Path], predictor: Predictor) -> list[tuple[tuple[pathlib.Path, ...], str]]:
+  """(the files of a case, what is wrong with the first or '') of every case, each file once; folders are sorted."""
+  named: dict[pathlib.Path, str] = {}
+  folders: dict[pathlib.Path, list[pathlib.Path]] = {}
+  endings = ', '.join(predictor.suffixes)
   for path in map(pathlib.Path, inputs):
     if path.is_dir():
-      inside = [each for each in sorted(path.rglob('*')) if each.is_file() and each.suffix.lower() in suffixes]
+      inside = [
+        each for each in sorted(path.rglob('*')) if each.is_file() and each.suffix.lower() in predictor.suffixes
+      ]
       # Names with a dot in front are side files of other systems (._a.jpg), not pictures.
-      inside = [each for each in inside if not any(p.startswith('.') for p in each.relative_to(path).parts)]
-      found |= dict.fromkeys(inside, '') or {path: f'the folder holds no file that ends in {endings}'}
+      folders[path] = [each for each in inside if not any(p.startswith('.') for p in each.relative_to(path).parts)]
     elif not path.exists():
-      found[path] = 'there is no such file or folder'
-    elif path.suffix.lower() not in suffixes:
-      found[path] = f"files that end in '{path.suffix}' are not served; {endings} are"
+      named[path] = 'there is no such file or folder'
+    elif path.suffix.lower() not in predictor.suffixes:
+      named[path] = f"files that end in '{path.suffix}' are not served; {endings} are"
     else:
-      found[path] = ''
-  return list(found.items())
+      named[path] = ''
+  found = [((path,), problem) for path, problem in named.items() if problem]
+  served = [path for path, problem in named.items() if not problem]
+  found += [(case, '') for case in predictor.cases(served)] if served else []
+  seen = set(named)
+  for folder, files in folders.items():
+    new = [path for path in files if path not in seen]
+    seen.update(new)
+    if not files:
+      found.append(((folder,), f'the folder holds no file that ends in {endings}'))
+    found += [(case, '') for case in predictor.cases(new, folder)] if new else []
+  return found
 
 
-def _serve(predictor: Predictor, path: pathlib.Path) -> list[Row]:
+def _serve(predictor: Predictor, case: Sequence[pathlib.Path]) -> list[Row]:
   try:
-    return [{'file': str(path), **row} for row in predictor(path)]
+    return [{'file': str(case[0]), **row} for row in predictor(*case)]
   except UserError as error:
-    return [{'file': str(path), 'error': str(error)}]
+    return [{'file': str(case[0]), 'error': str(error)}]
 
 
 def _write(output: pathlib.Path, rows: Sequence[Row], source: Row) -> None:

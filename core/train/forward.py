@@ -6,7 +6,7 @@ Each process holds all rows, its devices compute their part of every batch; each
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,18 +38,28 @@ def in_batches(function: Function, variables: Any, arrays: Sequence[np.ndarray],
 def over(function: Function, variables: Any, batches: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> Any:
   """`function(variables, *fields of the batch)` over `core.data.pipeline.eval_batches`, as a tree of host arrays.
 
-  Rows whose 'mask' is false are dropped. A batch is let go before the next is read, so that pixels of many clips need
-  not lie in memory at once; a batch that the shards do not divide has its last row repeated.
+  Rows whose 'mask' is false are dropped.
+  """
+  results = []
+  for arrays, kept in placed(variables, batches, fields):
+    out = function(variables, *arrays)
+    results.append(jax.tree.map(lambda leaf: leaf[kept], mesh_lib.host_arrays(out)))  # noqa: B023 - called at once
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def placed(
+  variables: Any, batches: Iterable[Mapping[str, Any]], fields: Sequence[str]
+) -> Iterator[tuple[list[Any], np.ndarray]]:
+  """(the batch's fields where the variables lie, the rows of it that are not padding) for every batch, one at a time.
+
+  A batch is let go before the next is read, so that pixels of many clips need not lie in memory at once; a batch that
+  the shards do not divide has its last row repeated.
   """
   sharding = _batch_sharding(variables)
-  results = []
   for batch in batches:
     count = len(batch['mask'])
     rows = np.minimum(np.arange(_whole(count, sharding)), count - 1)
-    out = function(variables, *(_placed(np.asarray(batch[field])[rows], sharding) for field in fields))
-    kept = np.flatnonzero(batch['mask'])
-    results.append(jax.tree.map(lambda leaf: leaf[kept], mesh_lib.host_arrays(out)))  # noqa: B023 - called at once
-  return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+    yield [_placed(np.asarray(batch[field])[rows], sharding) for field in fields], np.flatnonzero(batch['mask'])
 
 
 class Memo:

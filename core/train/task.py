@@ -152,14 +152,26 @@ Evaluator = Callable[[Variables, str], Evaluation]
 
 
 class Predictor(abc.ABC):
-  """Applies a trained system to a user's own files, one at a time, so that a broken file costs only itself."""
+  """Applies a trained system to a user's own files, case by case, so that a broken file costs only its own case."""
 
   suffixes: tuple[str, ...] = ()
   """Lower-case endings of the files it takes, e.g. ('.jpg', '.mp4')."""
 
+  def cases(
+    self, files: Sequence[pathlib.Path], folder: pathlib.Path | None = None
+  ) -> Sequence[tuple[pathlib.Path, ...]]:
+    """How files belong together: each is a case of its own, unless a system knows better (the films of a study).
+
+    Args:
+      files: those that were named by the user, or those found under `folder`, sorted.
+      folder: where they were found; None: they were named.
+    """
+    del folder
+    return [(path,) for path in files]
+
   @abc.abstractmethod
-  def __call__(self, path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns one or more result rows (plain data) for one file; raises `UserError` when the file cannot be served."""
+  def __call__(self, *paths: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns one or more result rows (plain data) for one case; raises `UserError` when it cannot be served."""
 
   def finish(self, rows: list[dict[str, Any]], output: pathlib.Path) -> list[pathlib.Path]:
     """Writes what concerns the whole batch (a contact sheet, a timeline).

@@ -1,6 +1,7 @@
 """A user's files, good and bad, each get their answer."""
 
 import csv
+import importlib
 import json
 
 import pytest
@@ -114,3 +115,29 @@ def test_mistakes_end_in_one_line(words, expected, experiment, tmp_path, capsys)
   assert launch(experiment, tmp_path / 'out', *words) == 2
   message = capsys.readouterr().err
   assert expected in message and message.count('\n') == 1
+
+
+def test_a_system_says_which_files_are_one_case(experiment, files, tmp_path, monkeypatch):
+  asked = []
+  adder = importlib.import_module('fake_system.task').Adder
+
+  def by_folder(self, found, folder=None):
+    asked.append(folder)
+    return [tuple(found)]
+
+  def total(self, *paths):
+    return [{'sum': sum(float(path.read_text()) for path in paths), 'views': len(paths)}]
+
+  monkeypatch.setattr(adder, 'cases', by_folder)
+  monkeypatch.setattr(adder, '__call__', total)
+  good, deep = files / 'a.txt', files / 'deep'
+  assert launch(experiment / 'width_3', tmp_path / 'out', f'--input={good}', f'--input={deep}') == 0
+  rows = json.loads((tmp_path / 'out' / 'predictions.json').read_text())['rows']
+  assert asked == [None, deep]
+  assert [(row['file'], row['sum'], row['views']) for row in rows] == [
+    (str(good), 1.0, 1),
+    (str(deep / 'er' / 'b.NUM'), 2.5, 1),
+  ]
+  assert launch(experiment / 'width_3', tmp_path / 'two', f'--input={good}', str(files / 'deep' / 'er' / 'b.NUM')) == 0
+  rows = json.loads((tmp_path / 'two' / 'predictions.json').read_text())['rows']
+  assert [(row['sum'], row['views']) for row in rows] == [(3.5, 2)]
