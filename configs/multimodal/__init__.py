@@ -1,0 +1,1 @@
+"""Configs of the systems that read pictures and write or judge text."""
