@@ -76,7 +76,7 @@ def infer(tensors: files.Tensors) -> dict[str, Any]:
 
   The number of heads leaves no trace in the tensors: it is read from config.json, else taken as width / 64.
   """
-  layout, prefix = detect(list(tensors), list(LAYOUTS.values()), tensors.source)
+  _, prefix = detect(list(tensors), list(LAYOUTS.values()), tensors.source)
   shapes = {name.removeprefix(prefix): shape for name, shape in tensors.shapes.items()}
   depth = 1 + max((int(m[1]) for name in shapes if (m := re.match(r'encoder\.layer\.(\d+)\.', name))), default=-1)
   words, positions, types = (f'embeddings.{name}_embeddings.weight' for name in ('word', 'position', 'token_type'))
