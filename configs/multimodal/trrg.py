@@ -5,8 +5,8 @@
 Presets:
   embedded    drawn chest films with grammatical reports: sentence-level contrast, zero-shot perception, a small LLaMA
               that learns the language of the reports, then reports from films and clues. Minutes on two CPU cores.
-  iu_text     the public reports of IU-Xray without films: the clues are the labels of the reference itself, so that only
-              the writer is judged. Needs indiana_reports.csv: --config.data.root=FOLDER.
+  iu_text     the public reports of IU-Xray without films: the clues are the labels of the reference itself, so that
+              only the writer is judged. Needs indiana_reports.csv: --config.data.root=FOLDER.
   iu_xray     ViT-B/16, Bio_ClinicalBERT, LLaMA with LoRA; R2Gen's package, Open-i's own files or Kaggle's tables under
   mimic_cxr   data.root; weights of the three networks as local folders or names on the Hub (model.*.weights).
 
@@ -134,4 +134,92 @@ def stage(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
   config.optim.momentum = 0.0
   config.optim.clip_norm = 1.0
   config.optim.ema_decay = 0.0
+  return config
+
+
+def iu_text() -> ConfigDict:
+  """The writer alone, on real text: the labels of a report go in as clues, the report is to come out."""
+  config = embedded()
+  config.data.dataset = 'iu_xray'
+  config.data.layout = 'kaggle'
+  config.data.films = False
+  config.language.vocabulary = 1500
+  config.model.vision.encoder = 'none'
+  config.clues.source = 'labels'
+  config.contrast.steps = 0
+  config.language_model = stage(steps=400, batch_size=32, learning_rate=2e-3)
+  config.report = stage(steps=400, batch_size=32, learning_rate=1e-3)
+  config.report.vision_rate = 1.0
+  config.eval.limit = 200
+  config.eval.final = (('report', 'test'), ('interventions', 'test'))
+  return config
+
+
+def paper() -> ConfigDict:
+  """What both real presets share: ViT-B/16, Bio_ClinicalBERT and a LLaMA with LoRA (spec 3.1, 3.2, 3.7, 4)."""
+  config = embedded()
+  config.data.image_size = 224
+  config.data.pixels = 256
+  config.data.workers = 8
+  config.augment.contrast = True
+  config.text.tokenizer = config.model.text.weights = 'emilyalsentzer/Bio_ClinicalBERT'
+  config.text.length = 64
+  config.model.vision.variant = 'base_patch16'
+  config.model.vision.weights = 'google/vit-base-patch16-224-in21k'
+  config.model.text.variant = 'base'
+  config.model.contrast_width = 512
+  config.model.interaction.update({'width': 768, 'heads': 12, 'words': 16})
+  config.model.language.update({'tuning': 'lora', 'dtype': 'bfloat16', 'param_dtype': 'bfloat16', 'remat': True})
+  config.model.language.scan = True
+  config.model.dtype = 'bfloat16'
+  config.language_model.steps = 0  # the language model comes trained
+  config.decoding.update({'beams': 0, 'max_new_tokens': 0})
+  config.eval.batch_size = 16
+  config.eval.references = ('full', 'r2gengpt')
+  config.mesh = ConfigDict({'data': 1, 'fsdp': -1, 'tensor': 1})
+  return config
+
+
+def iu_xray() -> ConfigDict:
+  """IU-Xray, two views, TinyLlama (ungated); stage 1 from the 2,069 studies alone (our choice: 50 epochs)."""
+  config = paper()
+  config.data.dataset = 'iu_xray'
+  config.data.views = 2
+  config.model.language.variant = 'tinyllama_1b'
+  config.model.language.weights = config.language.tokenizer = 'TinyLlama/TinyLlama-1.1B-Chat-v1.0'
+  config.language.length = config.eval.reference_length = 60
+  config.contrast = contrast(steps=400)
+  config.report = report(steps=1950, batch_size=16)  # 15 epochs
+  config.train.eval_every = 130
+  return config
+
+
+def mimic_cxr() -> ConfigDict:
+  """MIMIC-CXR in R2Gen's form or its own, one view, LLaMA-2-7B-chat (gated: Meta's licence)."""
+  config = paper()
+  config.data.dataset = 'mimic_cxr'
+  config.data.cleaning = 'r2gen_mimic'
+  config.model.language.variant = 'llama2_7b'
+  config.model.language.weights = config.language.tokenizer = 'meta-llama/Llama-2-7b-chat-hf'
+  config.language.length = config.eval.reference_length = 100
+  config.contrast = contrast(steps=10600)  # 10 epochs
+  config.report = report(steps=42300, batch_size=32)  # 5 epochs
+  config.train.eval_every = 4230
+  config.eval.limit = 1000
+  return config
+
+
+def contrast(steps: int) -> ConfigDict:
+  """Stage 1 as MedCLIP trains: AdamW 2e-5, decay 1e-4, batches of 256 (spec 4.1)."""
+  config = stage(steps, batch_size=256, learning_rate=2e-5)
+  config.optim.weight_decay = 1e-4
+  config.abnormal_first = 0.8
+  config.targets = 'label_match'
+  return config
+
+
+def report(steps: int, batch_size: int) -> ConfigDict:
+  """Stage 2 as R2GenGPT trains: AdamW 1e-4, decay 0.01, cosine (spec 4.2)."""
+  config = stage(steps, batch_size, learning_rate=1e-4)
+  config.vision_rate = 0.1
   return config
