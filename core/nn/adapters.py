@@ -9,6 +9,7 @@ Each starts as an exact no-op. `is_adapter` tells their parameters from the rest
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,23 +42,48 @@ def bottleneck(hidden: int, dtype: Any = jnp.float32) -> Adapter:
   return Adapter(functools.partial(Bottleneck, hidden, dtype), 'sequential')
 
 
-def lora(rank: int, alpha: float, targets: Sequence[str] = ('query', 'value')) -> Callable[..., nn.Module]:
+def lora(
+  rank: int, alpha: float, targets: Sequence[str] = ('query', 'value'), dropout: float = 0.0
+) -> Callable[..., nn.Module]:
   """What to give a block as `dense`: low-rank updates on the linear layers named in `targets`, plain ones elsewhere.
 
   Args:
     rank: r >= 1.
     alpha: the update is scaled by alpha / rank.
-    targets: names of layers: 'query', 'key', 'value', 'out', 'up', 'down'.
+    targets: names of layers: 'query', 'key', 'value', 'out', 'up', 'down', of a LLaMA also 'gate'.
+    dropout: probability of dropping a number of the update's input in training, for networks that say when they train
+      (those that call `training`).
   """
   if rank < 1:
     raise UserError(f'LoRA rank is {rank}, expected at least 1.')
+  if not 0 <= dropout < 1:
+    raise UserError(f'LoRA dropout is {dropout}, expected a number from 0 up to 1.')
+  return LoRA(rank, alpha, tuple(targets), dropout)
 
-  def linear(features: int, *, name: str, **options: Any) -> nn.Module:
-    if name in targets:
-      return LoRADense(features, rank=rank, alpha=alpha, name=name, **options)
-    return dense(features, name=name, **options)
 
-  return linear
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+  """What `lora` returns; `train` is None until a network says whether its pass is one of training."""
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+  dropout: float
+  train: bool | None = None
+
+  def __call__(self, features: int, *, name: str, **options: Any) -> nn.Module:
+    """A linear layer, with `nn.Dense`'s arguments."""
+    if name not in self.targets:
+      return dense(features, name=name, **options)
+    if self.dropout and self.train is None:
+      raise UserError(f'LoRA dropout is {self.dropout}, but this network does not say when it trains: expected 0.')
+    dropout = self.dropout if self.train else 0.0
+    return LoRADense(features, rank=self.rank, alpha=self.alpha, dropout=dropout, name=name, **options)
+
+
+def training(linear: Callable[..., nn.Module], train: bool) -> Callable[..., nn.Module]:
+  """`linear`, a maker of layers such as `lora(...)`, for a pass in which dropout acts or does not."""
+  return dataclasses.replace(linear, train=train) if isinstance(linear, LoRA) else linear
 
 
 class ConvPass(nn.Module):
@@ -109,9 +135,10 @@ class Bottleneck(nn.Module):
 
 
 class LoRADense(nn.Module):
-  """x W + b + (alpha / rank) (x A) B, with W and b under `nn.Dense`'s own names, so that public weights load as ever.
+  """x W + b + (alpha / rank) (drop(x) A) B, with W and b under `nn.Dense`'s own names: public weights load as ever.
 
-  A starts uniform in +-1/sqrt(fan in) (torch's default for a linear layer, as in the reference), B at zero.
+  A starts uniform in +-1/sqrt(fan in) (torch's default for a linear layer, as in the reference), B at zero. A and B are
+  f32 whatever W is: a frozen W may lie in bf16.
   """
 
   features: int
@@ -119,19 +146,22 @@ class LoRADense(nn.Module):
   alpha: float
   use_bias: bool = True
   dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
   kernel_init: Callable[..., jax.Array] = _xavier()
+  dropout: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [..., C] -> [..., features]."""
     uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features))
+    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
     down = self.param('lora_a', uniform, (x.shape[-1], self.rank))
     up = self.param('lora_b', _zeros, (self.rank, self.features))
     x, kernel, down, up = (value.astype(self.dtype) for value in (x, kernel, down, up))
-    y = x @ kernel + (self.alpha / self.rank) * ((x @ down) @ up)
+    dropped = nn.Dropout(self.dropout)(x, deterministic=self.dropout == 0)
+    y = x @ kernel + (self.alpha / self.rank) * ((dropped @ down) @ up)
     if self.use_bias:
-      y = y + self.param('bias', _zeros, (self.features,)).astype(self.dtype)
+      y = y + self.param('bias', _zeros, (self.features,), self.param_dtype).astype(self.dtype)
     return y
 
 

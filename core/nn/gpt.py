@@ -26,11 +26,11 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from core.errors import UserError
+from core.nn.cache import Cache, write
 from core.nn.layers import LayerNorm, attention, attention_weights, dense
 from core.nn.transformer import Mlp
 
@@ -40,43 +40,6 @@ gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 
 SMALLEST = 768
 """Width of the smallest GPT-2."""
-
-
-class Cache(flax.struct.PyTreeNode):
-  """Keys and values of the positions seen so far, in arrays of a fixed size: P places, `length` of them filled.
-
-  Attributes:
-    key, value: [L, B, P, H, D], zero where nothing is yet; H may be fewer heads than the queries have.
-    attendable: bool [B, P]; True where a position is filled and is not padding.
-    length: i32 scalar.
-  """
-
-  key: jax.Array
-  value: jax.Array
-  attendable: jax.Array
-  length: jax.Array
-
-  @classmethod
-  def empty(cls, layers: int, batch: int, places: int, heads: int, width: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache without a position; `width` is that of one head."""
-    shape = (layers, batch, places, heads, width)  # two arrays: one twice could not be donated
-    return cls(
-      jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, places), bool), jnp.zeros((), jnp.int32)
-    )
-
-  @property
-  def places(self) -> int:
-    """P, the number of positions that there is room for."""
-    return self.key.shape[2]
-
-  def extend(self, key: jax.Array, value: jax.Array, attendable: jax.Array) -> Cache:
-    """The cache with N more positions: key, value [L, B, N, H, D], attendable bool [B, N]."""
-    return Cache(
-      _write(self.key, key, self.length, 2),
-      _write(self.value, value, self.length, 2),
-      _write(self.attendable, attendable, self.length, 1),
-      self.length + key.shape[2],
-    )
 
 
 Past = tuple[jax.Array, jax.Array]
@@ -125,7 +88,7 @@ class Attention(nn.Module):
     )
     key, value = new
     if past is not None:
-      key, value = _write(past[0], key, view.start, 1), _write(past[1], value, view.start, 1)
+      key, value = write(past[0], key, view.start, 1), write(past[1], value, view.start, 1)
     weights = None
     if view.attention or (view.train and self.dropout > 0):
       weights = attention_weights(query, key, mask=view.pairs)
@@ -219,7 +182,7 @@ class Decoder(nn.Module):
       x = x + jax.lax.dynamic_slice_in_dim(position, start, count).astype(self.dtype)
     if cache is not None:
       known = jnp.ones(x.shape[:2], bool) if mask is None else mask
-      mask = _write(cache.attendable, known, start, 1)
+      mask = write(cache.attendable, known, start, 1)
     view = View(_pairs(count, start, mask, self.causal), start, train, return_attention)
     x, new, weights = self._blocks(x, None if cache is None else (cache.key, cache.value), view)
     out = [LayerNorm(self.epsilon, self.dtype, name='norm')(x)]
@@ -318,7 +281,3 @@ def _pairs(count: int, start: jax.Array | int, mask: jax.Array | None, causal: b
   if mask is not None:
     pairs &= mask[:, None] | (columns == rows)
   return pairs[:, None]
-
-
-def _write(array: jax.Array, update: jax.Array, start: jax.Array | int, axis: int) -> jax.Array:
-  return jax.lax.dynamic_update_slice_in_dim(array, update.astype(array.dtype), start, axis)
