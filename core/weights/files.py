@@ -1,7 +1,7 @@
 """Reading and writing safetensors: a file, a folder (sharded or not), or a repository of the Hugging Face Hub.
 
-What is not safetensors is refused by name: pickles (reading one runs the code in it), web pages and git-LFS pointers
-that were saved in the place of weights, truncated files.
+What is not safetensors is refused by name: pickles (unless asked for, and then through `core.weights.pickles`, which
+runs no code of theirs), web pages and git-LFS pointers that were saved in the place of weights, truncated files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from core.errors import UserError
+from core.weights import pickles
 
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 MAX_HEADER = 100_000_000
@@ -67,13 +68,16 @@ class Tensors(Mapping[str, np.ndarray]):
     return len(self._file)
 
 
-def read(source: str | os.PathLike[str], *, sha256: str = '', size: int = 0) -> Tensors:
+def read(
+  source: str | os.PathLike[str], *, sha256: str = '', size: int = 0, allow_pickle: bool = False
+) -> Tensors | pickles.Tensors:
   """Opens weights.
 
   Args:
     source: a .safetensors file; a folder with one, or with shards and an index; or 'owner/name[@revision]' on the Hub.
     sha256: what the file's digest must be; '' for no check. Only for a single file.
     size: what the file's size must be, in bytes; 0 for no check. Only for a single file.
+    allow_pickle: whether a checkpoint of torch (.bin, .pt, .pth) is read too, where there is no safetensors file.
 
   Raises:
     UserError: nothing there, not safetensors, damaged, or not the file that was meant.
@@ -82,15 +86,18 @@ def read(source: str | os.PathLike[str], *, sha256: str = '', size: int = 0) -> 
   path = pathlib.Path(source).expanduser()
   if path.is_file():
     verify(path, sha256, size)
-    return Tensors(source, [path], _config(path.parent))
+    kind = pickles.Tensors if allow_pickle and _is_pickle(path) else Tensors
+    return kind(source, [path], _config(path.parent))
   if not path.is_dir():
     if not re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', source) or path.suffix in ('.safetensors', *PICKLES):
       raise UserError(
         f'weights {source}: no such file or folder. Expected a .safetensors file, a folder, or owner/name.'
       )
-    path = download(source)
+    path = download(source, allow_pickle)
   if sha256 or size:
     raise UserError(f'weights {source} is a folder: sha256 and size belong to a single file.')
+  if allow_pickle and not any(path.glob('*.safetensors')):
+    return pickles.Tensors(source, _folder_pickles(path), _config(path))
   return Tensors(source, folder_files(path), _config(path))
 
 
@@ -111,13 +118,13 @@ def folder_files(folder: pathlib.Path) -> list[pathlib.Path]:
   indices = sorted(folder.glob('*.safetensors.index.json'))
   files = sorted(folder.glob('*.safetensors'))
   if len(indices) == 1:
-    return _shards(indices[0])
+    return _shards(indices[0], header)
   if len(files) == 1:
     return files
   if not files:
-    pickles = [path for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
-    if pickles:
-      raise _pickle(pickles[0])
+    others = [path for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
+    if others:
+      raise _pickle(others[0])
     raise UserError(f'{folder} holds no .safetensors file.')
   plain = folder / 'model.safetensors'
   if plain in files:
@@ -126,6 +133,21 @@ def folder_files(folder: pathlib.Path) -> list[pathlib.Path]:
   raise UserError(
     f'{folder} holds {len(files)} safetensors files and no single index ({names}): name the one you mean.'
   )
+
+
+def _folder_pickles(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The torch checkpoints that make up the weights of a folder, by their index if it has one."""
+  indices = sorted(folder.glob('*.bin.index.json'))
+  if len(indices) == 1:
+    return _shards(indices[0], lambda path: pickles.Tensors(str(path), [path]))
+  files = [path for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
+  plain = folder / 'pytorch_model.bin'
+  if plain in files:
+    return [plain]
+  if len(files) != 1:
+    names = ', '.join(path.name for path in files[:8]) or 'none'
+    raise UserError(f'{folder} holds no safetensors file and {len(files)} torch checkpoints ({names}): name one.')
+  return files
 
 
 def header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -138,6 +160,8 @@ def header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   with path.open('rb') as file:
     head = file.read(512)
     _refuse(path, head)
+    if _pickled(path, head):
+      raise _pickle(path)
     length = struct.unpack('<Q', head[:8])[0] if size >= 8 else 0
     if not 2 <= length <= MAX_HEADER:
       raise UserError(f'{path} ({size} bytes) is not a safetensors file: it begins with {head[:16]!r}.')
@@ -171,14 +195,19 @@ def verify(path: pathlib.Path, sha256: str = '', size: int = 0) -> None:
       )
 
 
-def download(repository: str) -> pathlib.Path:
-  """Fetches the safetensors of 'owner/name[@revision]' from the Hub into its cache, checked by the Hub's digests."""
+def download(repository: str, allow_pickle: bool = False) -> pathlib.Path:
+  """Fetches the safetensors of 'owner/name[@revision]' from the Hub into its cache, checked by the Hub's digests.
+
+  A torch checkpoint is fetched only where it is allowed and there are no safetensors.
+  """
   import huggingface_hub
 
   name, _, revision = repository.partition('@')
   patterns = ['*.safetensors', '*.safetensors.index.json', 'config.json']
   try:
     info = huggingface_hub.HfApi().model_info(name, revision=revision or None, files_metadata=True)
+    if allow_pickle and not any(file.rfilename.endswith('.safetensors') for file in info.siblings or ()):
+      patterns += ['pytorch_model*.bin', 'pytorch_model*.bin.index.json']
     folder = huggingface_hub.snapshot_download(name, revision=info.sha, allow_patterns=patterns)
   except Exception as error:
     raise UserError(
@@ -193,8 +222,8 @@ def download(repository: str) -> pathlib.Path:
   return folder
 
 
-def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-  """The files that an index names; all must be there and hold what it says."""
+def _shards(index: pathlib.Path, names: Callable[[pathlib.Path], Iterable[str]]) -> list[pathlib.Path]:
+  """The files that an index names; all must be there and hold what it says; `names` are the tensors in one."""
   try:
     where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
   except (ValueError, KeyError, TypeError) as error:
@@ -203,7 +232,7 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
   absent = [path.name for path in files if not path.is_file()]
   if absent:
     raise UserError(f'{index.parent} lacks {len(absent)} of the {len(files)} shards its index names: {absent[:8]}.')
-  inside = {path.name: set(header(path)) for path in files}
+  inside = {path.name: set(names(path)) for path in files}
   lost = sorted(name for name, file in where.items() if name not in inside[file])
   if lost:
     raise UserError(f'{index}: {len(lost)} tensors are not in the shard that the index names: {lost[:8]}.')
@@ -227,15 +256,28 @@ def _refuse(path: pathlib.Path, head: bytes) -> None:
     )
   if start.startswith((b'<!doctype', b'<html', b'<?xml')):
     raise UserError(f'{path} is a web page, not weights: use the direct link (on the Hub, .../resolve/main/FILE).')
-  if path.suffix in PICKLES or head.startswith((b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')):
-    raise _pickle(path)
+
+
+def _is_pickle(path: pathlib.Path) -> bool:
+  with path.open('rb') as file:
+    head = file.read(512)
+  _refuse(path, head)
+  return _pickled(path, head)
+
+
+def _pickled(path: pathlib.Path, head: bytes) -> bool:
+  """Whether a file is a pickle or a zip archive of one, by its name or its first bytes.
+
+  A safetensors file begins with the length of its header, which may look like a pickle's first bytes, and a '{'.
+  """
+  starts = (b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')
+  return path.suffix in PICKLES or (head.startswith(starts) and head[8:9] != b'{')
 
 
 def _pickle(path: pathlib.Path) -> UserError:
   target = path.with_suffix('.safetensors').name
   return UserError(
-    f'{path} is a pickle: opening one may run the code in it, so it is not read. If you trust its origin, convert it'
-    ' once in an environment with torch:\n'
-    f'  python -c "import torch, safetensors.torch as s; s.save_file({{k: v.contiguous() for k, v in'
-    f" torch.load('{path}', map_location='cpu', weights_only=True).items()}}, '{target}')\""
+    f'{path} is a pickle: opening one may run the code in it, so it is not read unless asked for. Convert it once, by a'
+    ' reader that takes tensors only and runs no code of the file:\n'
+    f'  python -m launch.convert --pickle --input={path} --output={target}'
   )

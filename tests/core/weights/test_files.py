@@ -95,8 +95,8 @@ def test_a_folder_with_a_choice_asks_for_one(tmp_path):
 @pytest.mark.parametrize(
   'name, content, message',
   [
-    ('pytorch_model.bin', pickle.dumps({'a': 1}), r'is a pickle.*weights_only=True'),
-    ('model.safetensors', pickle.dumps({'a': 1}), r'is a pickle.*weights_only=True'),
+    ('pytorch_model.bin', pickle.dumps({'a': 1}), r'is a pickle.*launch.convert --pickle --input='),
+    ('model.safetensors', pickle.dumps({'a': 1}), r'is a pickle.*launch.convert --pickle --input='),
     ('model.safetensors', b'PK\x03\x04 a torch archive', r'is a pickle'),
     ('model.pth', b'anything', r'is a pickle'),
     ('model.safetensors', b'\n <!DOCTYPE html><html>Sign in', r'is a web page.*resolve/main'),
@@ -114,6 +114,15 @@ def test_what_is_not_weights_is_refused_by_its_name(tmp_path, name, content, mes
     files.read(tmp_path / name)
   with pytest.raises(UserError, match=f'(?s){message}'):
     files.read(tmp_path)
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
+  """640 is 80 02 in hexadecimal, as a pickle begins."""
+  path = tmp_path / 'x.safetensors'
+  name = 'x' * (640 - len('{"__metadata__":{"format":"pt"},"":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'))
+  files.write(path, {name: np.ones(1, np.float32)})
+  assert path.read_bytes().startswith(b'\x80\x02')
+  assert set(files.read(path)) == {name}
 
 
 @pytest.mark.parametrize('cut', [1, 13, 40])
