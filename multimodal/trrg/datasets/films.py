@@ -49,7 +49,8 @@ def check_film(image: np.ndarray, name: str) -> np.ndarray:
     raise UserError(f"'{name}' is {width}x{height} pixels; a film needs at least {SHORTEST} on each side.")
   if max(height, width) > LONGEST_ASPECT * min(height, width):
     raise UserError(
-      f"'{name}' is {width}x{height} pixels, a strip of more than {LONGEST_ASPECT:g} to 1; one film per file is expected."
+      f"'{name}' is {width}x{height} pixels, a strip of more than {LONGEST_ASPECT:g} to 1; one film per file is "
+      'expected.'
     )
   step = max(1, min(height, width) // LOOK)
   sample = image[::step, ::step]

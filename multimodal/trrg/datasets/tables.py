@@ -132,7 +132,7 @@ def write(
 ) -> list[records.PrepareReport]:  # fmt: skip
   """Writes a corpus as records; equal ones that exist are left alone.
 
-  A film that is absent, broken or no film costs itself and becomes a problem; a study left without any film is left out.
+  A film that is absent, broken or no film costs itself and becomes a problem; a study left without any is left out.
 
   Args:
     root: folder of all records.
