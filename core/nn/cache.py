@@ -12,43 +12,64 @@ import jax.numpy as jnp
 class Cache(flax.struct.PyTreeNode):
   """P places for each of B rows, the first `length` of them filled; rows differ in which places may be attended.
 
+  A layer's heads come before its places, and layers are arrays of their own: attention then reads them where they lie.
+  (Places first, or all layers in one array, cost a copy of the whole cache per token: on one CPU core, 12 layers, 8
+  rows, 193 places and 640 numbers, 42 ms instead of 8.)
+
   Attributes:
-    key, value: [L, B, P, H, D], zero where nothing is yet; H may be fewer heads than the queries have.
+    key, value: L arrays [B, H, P, D], or, for blocks that run in a scan, one [L, B, H, P, D]; zero where nothing is
+      yet. H may be fewer heads than the queries have.
     attendable: bool [B, P]; True where a position is filled and is not padding.
     length: i32 scalar.
   """
 
-  key: jax.Array
-  value: jax.Array
+  key: Any
+  value: Any
   attendable: jax.Array
   length: jax.Array
 
   @classmethod
-  def empty(cls, layers: int, batch: int, places: int, heads: int, width: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache without a position; `width` is that of one head."""
-    shape = (layers, batch, places, heads, width)  # two arrays: one twice could not be donated
-    return cls(
-      jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, places), bool), jnp.zeros((), jnp.int32)
-    )
+  def empty(
+    cls,
+    layers: int,
+    batch: int,
+    places: int,
+    heads: int,
+    width: int,
+    dtype: Any = jnp.float32,
+    stacked: bool = False,
+  ) -> Cache:
+    """A cache without a position; `width` is that of one head, `stacked` makes it one array for all layers."""
+    shape = (batch, heads, places, width)
+
+    def half() -> Any:  # called for each: an array that is there twice could not be donated
+      return jnp.zeros((layers, *shape), dtype) if stacked else tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+
+    return cls(half(), half(), jnp.zeros((batch, places), bool), jnp.zeros((), jnp.int32))
 
   @property
   def places(self) -> int:
     """P, the number of positions that there is room for."""
-    return self.key.shape[2]
+    return self.attendable.shape[1]
 
-  def extend(self, key: jax.Array, value: jax.Array, attendable: jax.Array) -> Cache:
-    """The cache with N more positions: key, value [L, B, N, H, D], attendable bool [B, N]."""
+  def extend(self, key: Any, value: Any, attendable: jax.Array) -> Cache:
+    """The cache with N more positions: key, value L arrays [B, H, N, D] or [L, B, H, N, D], attendable bool [B, N]."""
+    put = lambda array, part: write(array, part, self.length, array.ndim - 2)  # noqa: E731
     return Cache(
-      write(self.key, key, self.length, 2),
-      write(self.value, value, self.length, 2),
+      jax.tree.map(put, self.key, key),
+      jax.tree.map(put, self.value, value),
       write(self.attendable, attendable, self.length, 1),
-      self.length + key.shape[2],
+      self.length + attendable.shape[1],
     )
 
   def take(self, rows: jax.Array) -> Cache:
     """The cache whose row i is this one's row rows[i]: i32 [B'], repeats allowed (beams that go on from another)."""
-    key, value = (jnp.take(array, rows, axis=1, mode='clip') for array in (self.key, self.value))
-    return self.replace(key=key, value=value, attendable=jnp.take(self.attendable, rows, axis=0, mode='clip'))
+    of = lambda array: jnp.take(array, rows, axis=array.ndim - 4, mode='clip')  # noqa: E731
+    return self.replace(
+      key=jax.tree.map(of, self.key),
+      value=jax.tree.map(of, self.value),
+      attendable=jnp.take(self.attendable, rows, axis=0, mode='clip'),
+    )
 
 
 def write(array: jax.Array, update: jax.Array, start: jax.Array | int, axis: int) -> jax.Array:

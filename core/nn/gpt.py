@@ -43,7 +43,7 @@ SMALLEST = 768
 
 
 Past = tuple[jax.Array, jax.Array]
-"""One layer's part of a cache, or what it adds to it: key and value [B, N, H, D]."""
+"""One layer's part of a cache, or what it adds to it: key and value [B, H, N, D]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Attention(nn.Module):
       linear(name=name)(x).reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
       for name in ('query', 'key', 'value')
     )
-    key, value = new
-    if past is not None:
-      key, value = write(past[0], key, view.start, 1), write(past[1], value, view.start, 1)
+    new = [part.swapaxes(1, 2) for part in new]
+    known = new if past is None else [write(old, part, view.start, 2) for old, part in zip(past, new, strict=True)]
+    key, value = (part.swapaxes(1, 2) for part in known)
     weights = None
     if view.attention or (view.train and self.dropout > 0):
       weights = attention_weights(query, key, mask=view.pairs)
@@ -193,7 +193,7 @@ class Decoder(nn.Module):
     return tuple(out) if len(out) > 1 else out[0]
 
   def _blocks(self, x: jax.Array, past: Past | None, view: View) -> tuple[jax.Array, Past | None, jax.Array | None]:
-    """x through all blocks; what they add to a cache [L, B, T, H, D] if there is one, their weights [L, B, H, T, M]."""
+    """x through all blocks; what they add to a cache if there is one, their weights [L, B, H, T, M] if wanted."""
     block = functools.partial(
       Block, self.heads, self.mlp_dim or 4 * self.width, self.dropout, self.epsilon, self.dtype, _linear(self.depth)
     )
@@ -212,15 +212,17 @@ class Decoder(nn.Module):
     else:
       each = []
       for i in range(self.depth):
-        x, extras = apply(block(name=f'block_{i}'), x, jax.tree.map(lambda leaf, i=i: leaf[i], past))
+        x, extras = apply(block(name=f'block_{i}'), x, None if past is None else (past[0][i], past[1][i]))
         each.append(extras)
-      extras = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+      added, weights = zip(*each, strict=True)
+      weights = jnp.stack(weights) if view.attention else None
+      extras = (None if past is None else tuple(zip(*added, strict=True)), weights)
     return x, *extras
 
   def empty_cache(self, batch: int, places: int = 0) -> Cache:
     """A cache for `batch` streams of up to `places` positions (0: max_positions)."""
     places = places or self.max_positions
-    return Cache.empty(self.depth, batch, places, self.heads, self.width // self.heads, self.dtype)
+    return Cache.empty(self.depth, batch, places, self.heads, self.width // self.heads, self.dtype, self.scan)
 
   def _check(self, x: jax.Array, cache: Cache | None) -> None:
     """Raises UserError for what static shapes, and a length that is known, show to be wrong."""

@@ -138,8 +138,8 @@ class View:
   dense: Callable[..., nn.Module]
 
 
-Past = tuple[jax.Array, jax.Array]
-"""A cache's keys and values, of all layers: [L, B, P, H, D]."""
+Past = tuple[Any, Any]
+"""A cache's keys and values, of all layers: L arrays [B, H, P, D] each, or one [L, B, H, P, D]."""
 
 
 class Attention(nn.Module):
@@ -318,7 +318,7 @@ class Llama(nn.Module):
 
   def empty_cache(self, batch: int, places: int) -> Cache:
     """A cache for `batch` streams of up to `places` positions."""
-    return Cache.empty(self.depth, batch, places, self.kv_heads, self._head_dim, self.dtype)
+    return Cache.empty(self.depth, batch, places, self.kv_heads, self._head_dim, self.dtype, stacked=self.scan)
 
   @property
   def _head_dim(self) -> int:
@@ -383,12 +383,19 @@ def _turned(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def _remember(past: Past, new: Past, layer: jax.Array | int, start: jax.Array | int) -> tuple[Past, Past]:
-  """(the cache's arrays with a layer's new keys and values from place `start` on, that layer's part of them)."""
-  past = tuple(
-    jax.lax.dynamic_update_slice(array, part[None].astype(array.dtype), (layer, 0, start, 0, 0))
-    for array, part in zip(past, new, strict=True)
-  )
-  return past, tuple(jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) for array in past)
+  """The cache with a layer's new keys and values [B, N, H, D] from place `start` on, and that layer's [B, M, H, D]."""
+  pairs = [_put(arrays, part.swapaxes(1, 2), layer, start) for arrays, part in zip(past, new, strict=True)]
+  arrays, parts = zip(*pairs, strict=True)
+  return arrays, tuple(part.swapaxes(1, 2) for part in parts)
+
+
+def _put(arrays: Any, part: jax.Array, layer: jax.Array | int, start: jax.Array | int) -> tuple[Any, jax.Array]:
+  """(arrays with the part [B, H, N, D] in those of a layer from place `start` on, the layer's own [B, H, P, D])."""
+  if isinstance(arrays, tuple):
+    own = write(arrays[layer], part, start, 2)
+    return (*arrays[:layer], own, *arrays[layer + 1 :]), own
+  arrays = jax.lax.dynamic_update_slice(arrays, part[None].astype(arrays.dtype), (layer, 0, 0, start, 0))
+  return arrays, jax.lax.dynamic_index_in_dim(arrays, layer, keepdims=False)
 
 
 def _grouped(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> jax.Array:
