@@ -3,10 +3,14 @@
   python -m launch.convert --input=vit_base_patch16_224.safetensors
   python -m launch.convert --input=google/vit-base-patch16-224 --output=vit.safetensors --layout=timm
   python -m launch.convert --workdir=runs/fas_aug/to_phone --output=backbone.safetensors --layout=timm
+  python -m launch.convert --pickle --input=chexbert.pth --output=chexbert.safetensors
 
 The first prints the architecture that is read off the tensors and the full account of a load into it: every leaf of
 ours loaded or fresh, every tensor used or ignored on purpose. --input is a .safetensors file, a folder, or
 owner/name[@revision] on the Hugging Face Hub. What is written is read back and compared, number for number.
+
+--pickle lets a checkpoint of torch be the input too, read without torch and without running any code in it; without
+--layout its tensors are written as they are, whatever network they are of.
 """
 
 from __future__ import annotations
@@ -23,23 +27,36 @@ from absl import flags
 
 from core.errors import UserError, nearest
 from core.nn import adapters, gpt
+from core.nn import bert as bert_nn
 from core.nn import resnet as resnet_nn
+from core.nn import swin as swin_nn
 from core.nn import videomae as videomae_nn
 from core.nn import vit as vit_nn
 from core.train import backend, checkpoint
-from core.weights import files, gpt2, resnet, table, videomae, vit
+from core.weights import bert, files, gpt2, resnet, swin, table, videomae, vit
 from launch import command
 
-# in this order where names tell: a VideoMAE has the marker of transformers' ViT too
-ARCHITECTURES = {'videomae': videomae, 'vit': vit, 'resnet': resnet, 'gpt2': gpt2}
-NETWORKS = {'videomae': videomae_nn.VideoMAE, 'vit': vit_nn.ViT, 'resnet': resnet_nn.ResNet, 'gpt2': gpt.Decoder}
+# in this order where names tell: a VideoMAE and a Swin have the marker of transformers' ViT too
+ARCHITECTURES = {'videomae': videomae, 'swin': swin, 'vit': vit, 'resnet': resnet, 'gpt2': gpt2, 'bert': bert}
+NETWORKS = {
+  'videomae': videomae_nn.VideoMAE,
+  'swin': swin_nn.Swin,
+  'vit': vit_nn.ViT,
+  'resnet': resnet_nn.ResNet,
+  'gpt2': gpt.Decoder,
+  'bert': bert_nn.Bert,
+}
 MARKERS = {
+  'bert': ('words/embedding',),
+  'swin': ('norm_patches/scale',),
   'vit': ('patches/kernel',),
   'resnet': ('stem/conv/kernel',),
   'videomae': ('tubelets/kernel',),
   'gpt2': ('block_0/attention/query/kernel', 'blocks/attention/query/kernel'),
 }
-"""Leaves, any of which tells an architecture among our paths."""
+"""Leaves, any of which tells an architecture among our paths; the first architecture that has one is it."""
+SEQUENCES = ('gpt2', 'bert')
+"""Architectures over embeddings [B, T, width]; the others are over images [B, height, width, 3] and clips."""
 
 
 def inspect(
@@ -57,8 +74,8 @@ def inspect(
   """
   architecture = architecture or _architecture_of(tensors)
   module = ARCHITECTURES[architecture]
-  if architecture == 'gpt2':
-    fields, size = gpt2.infer(tensors), {}
+  if architecture in SEQUENCES:
+    fields, size = module.infer(tensors), {}
     inputs = (1, 1, fields['width'])
   else:
     fields, pixels = vit.infer(tensors, image_size) if architecture == 'vit' else module.infer(tensors)
@@ -87,13 +104,17 @@ def backbone(workdir: str | pathlib.Path, which: str, prefix: str) -> tuple[str,
   )
 
 
-def write(path: pathlib.Path, architecture: str, leaves: Mapping[str, Any], layout: str) -> dict[str, Any]:
+def write(path: pathlib.Path, architecture: str, leaves: Mapping[str, Any], layout: str) -> Mapping[str, Any]:
   """Exports leaves to a public layout, reads the file back and compares; returns the tensors."""
   module = ARCHITECTURES[architecture]
   if layout not in module.LAYOUTS:
     known = sorted(module.LAYOUTS)
     raise UserError(f"--layout='{layout}': a {architecture} has the layouts {known}.{nearest(layout, known)}")
-  tensors = module.export(leaves, layout)
+  return _written(path, module.export(leaves, layout))
+
+
+def _written(path: pathlib.Path, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Writes tensors, reads the file back and compares; returns them."""
   files.write(path, tensors)
   stored = files.read(path)
   different = [name for name in tensors if not np.array_equal(stored[name], tensors[name], equal_nan=True)]
@@ -123,6 +144,8 @@ def declare(values: flags.FlagValues) -> None:
   text = 'HEIGHT,WIDTH of the images that a ViT file is for, where they are not square.'
   flags.DEFINE_list('image_size', [], text, flag_values=values)
   flags.DEFINE_string('sha256', '', "What the input file's digest must be.", flag_values=values)
+  text = 'Whether --input may be a checkpoint of torch (.pth, .bin); only tensors are read from it.'
+  flags.DEFINE_boolean('pickle', False, text, flag_values=values)
   flags.DEFINE_string('workdir', None, "A run's folder, to export its backbone.", flag_values=values)
   flags.DEFINE_string('which', 'best', "Which checkpoint: 'best', 'last' or a step.", flag_values=values)
   flags.DEFINE_string('prefix', 'backbone', "The backbone's name in the run's parameters.", flag_values=values)
@@ -130,7 +153,8 @@ def declare(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'layout',
     None,
-    'timm or transformers (ViT), torchvision or transformers (ResNet), transformers (the others).',
+    'timm or transformers (ViT), torchvision or transformers (ResNet), transformers or tensorflow (BERT), transformers'
+    ' (the others).',
     flag_values=values,
   )
 
@@ -140,11 +164,15 @@ def execute(arguments: command.Arguments) -> int:
   options = arguments.flags_only().flags
   if bool(options.input) == bool(options.workdir):
     raise UserError('expected either --input (public weights) or --workdir (a trained run). --help shows all flags.')
-  if bool(options.output) != bool(options.layout) or (options.workdir and not options.output):
+  as_it_is = options.pickle and options.output and not options.layout
+  if (bool(options.output) != bool(options.layout) and not as_it_is) or (options.workdir and not options.output):
     raise UserError('--output=FILE.safetensors and --layout=LAYOUT go together; --workdir needs both.')
   backend.setup()
   if options.input:
-    tensors = files.read(options.input, sha256=options.sha256)
+    tensors = files.read(options.input, sha256=options.sha256, allow_pickle=options.pickle)
+    if as_it_is:
+      _report(options.output, _written(pathlib.Path(options.output), tensors), 'names as they were')
+      return 0
     architecture, fields, leaves, account = inspect(tensors, options.arch, _size(options.image_size))
     print(f'{architecture}: {", ".join(f"{name} {value}" for name, value in fields.items())}\n{account}')
   else:
@@ -156,12 +184,13 @@ def execute(arguments: command.Arguments) -> int:
     )
   if options.output:
     written = write(pathlib.Path(options.output), architecture, leaves, options.layout)
-    count = sum(int(np.size(value)) for value in written.values())
-    print(
-      f'Written to {options.output}: {len(written)} tensors, {count:,} numbers, layout {options.layout}; read back'
-      ' equal.'
-    )
+    _report(options.output, written, f'layout {options.layout}')
   return 0
+
+
+def _report(path: str, tensors: Mapping[str, Any], what: str) -> None:
+  count = sum(int(np.size(value)) for value in tensors.values())
+  print(f'Written to {path}: {len(tensors)} tensors, {count:,} numbers, {what}; read back equal.')
 
 
 def _size(words: Sequence[str]) -> tuple[int, int] | None:

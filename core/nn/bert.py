@@ -154,6 +154,8 @@ class Bert(nn.Module):
     length = ids.shape[1]
     if length > self.max_positions:
       raise UserError(f'{length} word pieces do not fit into {self.max_positions} positions: cut the text.')
+    if self.is_initializing():
+      self.embed(jnp.zeros((), jnp.int32))  # the words are there even where embeddings are given
     x = self.embed(ids) if ids.ndim == 2 else ids.astype(self.dtype)
     if x.shape[-1] != self.width:
       raise UserError(f'the BERT is {self.width} wide and was given embeddings of {x.shape[-1]}.')

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core.nn import adapters, gpt, resnet, videomae, vit
+from core.nn import adapters, bert, gpt, resnet, swin, videomae, vit
+from core.weights import bert as bert_weights
 from core.weights import files
 from core.weights import gpt2 as gpt2_weights
 from core.weights import resnet as resnet_weights
+from core.weights import swin as swin_weights
 from core.weights import videomae as videomae_weights
 from core.weights import vit as vit_weights
 from launch import convert
@@ -77,6 +79,68 @@ def test_a_videomae_and_a_gpt2_are_seen_from_their_names(tmp_path, capsys):
   files.write(tmp_path / 'g.safetensors', gpt2_weights.export(own, 'transformers'))
   assert convert.main([f'--input={tmp_path / "g.safetensors"}']) == 0
   assert 'gpt2: depth 2, heads 1, width 12, mlp_dim 48, max_positions 9' in capsys.readouterr().out
+
+
+BERT = bert.Bert(vocabulary=9, width=12, depth=2, heads=1, mlp_dim=20, max_positions=7)
+SWIN = swin.Swin(width=6, depths=(2, 1), heads=(2, 3), patch=2, window=3)
+
+
+def sequence_leaves(network):
+  """{path: random array} of a network over embeddings."""
+  shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1, network.width)))['params']
+  rng = np.random.default_rng(0)
+  flat = flax.traverse_util.flatten_dict(shapes, sep='/')
+  return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat.items()}
+
+
+def test_a_bert_and_a_swin_are_seen_from_their_names(tmp_path, capsys):
+  tensors = bert_weights.export(sequence_leaves(BERT), 'tensorflow')
+  files.write(tmp_path / 'b.safetensors', {f'bert.{name}': value for name, value in tensors.items()})
+  assert convert.main([f'--input={tmp_path / "b.safetensors"}']) == 0
+  printed = capsys.readouterr().out
+  assert 'bert: vocabulary 9, width 12, depth 2, heads 1' in printed and 'layout tensorflow' in printed
+  assert 'fresh    0 leaves' in printed
+  files.write(tmp_path / 's.safetensors', swin_weights.export(leaves(SWIN), 'transformers'))
+  assert convert.main([f'--input={tmp_path / "s.safetensors"}']) == 0
+  printed = capsys.readouterr().out
+  assert 'swin: width 6, depths (2, 1), heads (2, 3), patch 2, window 3' in printed
+  assert 'image_size (224, 224)' in printed and 'fresh    0 leaves' in printed
+
+
+@pytest.mark.parametrize(
+  ('own', 'architecture', 'name', 'path'),
+  [
+    (sequence_leaves(BERT), 'bert', 'encoder.layer.1.output.LayerNorm.weight', 'block_1/norm_mlp/scale'),
+    (leaves(SWIN), 'swin', 'encoder.layers.0.downsample.norm.bias', 'stage_0/merge/norm/bias'),
+  ],
+)
+def test_a_bert_and_a_swin_of_a_run_are_exported(tmp_path, monkeypatch, capsys, own, architecture, name, path):
+  params = flax.traverse_util.unflatten_dict({f'text/{key}': leaf for key, leaf in own.items()}, sep='/')
+  monkeypatch.setattr(convert.checkpoint, 'restore_variables', lambda workdir, which: ({'params': params}, {}))
+  output = tmp_path / 'x.safetensors'
+  assert convert.main(['--workdir=RUN', '--prefix=text', f'--output={output}', '--layout=transformers']) == 0
+  assert f'{architecture} of RUN; 0 leaves without a public name' in capsys.readouterr().out
+  np.testing.assert_array_equal(files.read(output)[name], own[path])
+
+
+def test_a_checkpoint_of_torch_becomes_safetensors_as_it_is_or_in_a_layout(tmp_path, capsys):
+  torch = pytest.importorskip('torch')
+  tensors = bert_weights.export(sequence_leaves(BERT), 'transformers')
+  state = {f'module.bert.{name}': torch.tensor(value) for name, value in tensors.items()}
+  torch.save({'epoch': 1, 'model_state_dict': state, 'step': torch.tensor(7)}, tmp_path / 'x.pth')
+  source, output = f'--input={tmp_path / "x.pth"}', tmp_path / 'x.safetensors'
+  assert convert.main([source, f'--output={output}', '--layout=transformers']) == 2
+  assert 'launch.convert --pickle' in capsys.readouterr().err
+  assert convert.main([source, '--pickle', f'--output={output}']) == 0
+  assert f'{len(state) + 1} tensors' in capsys.readouterr().out
+  written = files.read(output)
+  assert set(written) == {'step', *(f'model_state_dict.{name}' for name in state)} and written['step'] == 7
+  torch.save(state, tmp_path / 'x.pth')
+  assert convert.main([source, '--pickle', f'--output={output}', '--layout=transformers']) == 0
+  assert 'layout transformers; read back equal' in capsys.readouterr().out
+  assert set(files.read(output)) == set(tensors)
+  for name, value in tensors.items():
+    np.testing.assert_array_equal(files.read(output)[name], value, err_msg=name)
 
 
 def test_the_decoder_of_a_run_is_exported(tmp_path, monkeypatch, capsys):

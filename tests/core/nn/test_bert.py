@@ -126,6 +126,8 @@ def test_embeddings_may_stand_in_the_place_of_ids_and_carry_gradients():
   slope = jax.jit(jax.grad(lambda x: (MODEL.apply(VARIABLES, x, MASK)['tokens'][:, 0] ** 3).sum()))(words)
   moved = np.abs(slope).max(-1) > 0
   np.testing.assert_array_equal(moved, MASK)
+  from_embeddings = jax.eval_shape(MODEL.init, jax.random.key(0), words)
+  assert from_embeddings == jax.eval_shape(MODEL.init, jax.random.key(0), IDS)
 
 
 def test_dropout_acts_in_training_only():
