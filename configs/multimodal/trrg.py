@@ -55,7 +55,7 @@ def embedded() -> ConfigDict:
 
   config.text = ConfigDict()
   config.text.tokenizer = ''  # '': trained on the reports
-  config.text.vocabulary = 400  # of one that is trained
+  config.text.vocabulary = 400  # of one that is trained, else the rows of the network's embedding table
   config.text.length = 32  # tokens of a sentence
 
   config.language = ConfigDict()
@@ -163,7 +163,9 @@ def paper() -> ConfigDict:
   config.data.workers = 8
   config.augment.contrast = True
   config.text.tokenizer = config.model.text.weights = 'emilyalsentzer/Bio_ClinicalBERT'
+  config.text.vocabulary = 28996
   config.text.length = 64
+  config.language.vocabulary = 32000
   config.model.vision.variant = 'base_patch16'
   config.model.vision.weights = 'google/vit-base-patch16-224-in21k'
   config.model.text.variant = 'base'

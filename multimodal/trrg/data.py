@@ -23,7 +23,9 @@ import numpy as np
 from core.data import text
 from core.data.records import PrepareReport
 from core.errors import UserError, nearest
-from multimodal.trrg import chest, chexbert, cleaning, contrast, datasets, labeller, perception, sentences
+from multimodal.trrg import cleaning, contrast, datasets, labeller, perception, sentences
+from multimodal.trrg.chest import dataset as chest
+from multimodal.trrg.datasets import films as films_lib
 from multimodal.trrg.datasets import tables
 from multimodal.trrg.observations import CLUES, NAMES, POSITIVE, PROMPTS
 
@@ -64,8 +66,9 @@ def prepare(config: Any) -> list[PrepareReport]:
     corpus = datasets.read(data.layout, data.root, sections=data.sections, annotation=data.annotation)
     corpus = dataclasses.replace(corpus, name=data.dataset)
   return tables.write(
-    root, corpus, pixels=data.pixels, films=data.films, overwrite=data.overwrite, info=_described(config)
-  )
+    root, corpus, pixels=data.pixels, films=data.films, workers=data.workers, overwrite=data.overwrite,
+    info=_described(config),
+  )  # fmt: skip
 
 
 def _world(config: Any) -> chest.Config:
@@ -77,7 +80,7 @@ def _described(config: Any) -> dict[str, Any]:
   data = config.data
   if data.dataset == 'chest':
     return {'seed': data.seed, **dataclasses.asdict(_world(config))}
-  return {'sections': data.sections, 'pixels': data.pixels, 'films': data.films, 'layout': data.layout}
+  return {'sections': data.sections, 'pixels': data.pixels, 'layout': data.layout}
 
 
 # Texts and their labels.
@@ -131,9 +134,8 @@ class Corpus:
   def labeller(self) -> labeller.Labeller:
     """Labels of texts; those of CheXbert are kept on disk."""
     data = self.config.data
-    if data.labeller == 'rules':
-      return labeller.rules
-    return labeller.cached(chexbert.Labeller(data.labeller, data.labeller_tokenizer), self.root / 'labels.npz')
+    found = labeller.open(data.labeller, tokenizer=data.labeller_tokenizer)
+    return found if data.labeller == 'rules' else labeller.cached(found, self.root / 'labels.npz')
 
   @functools.cache  # noqa: B019 - a corpus lives as long as its run
   def reports(self, split: str) -> list[str]:
@@ -225,10 +227,7 @@ class SentenceReader:
   def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     study, part = row['study'], self.sentences[row['study']]
     film = self.films.views(self.studies[study], 1)[0]
-    if self.augment:
-      image = tables.random_fit(film, self.size, rng, True)
-    else:
-      image = tables.fit(film, self.size)
+    image = films_lib.random_fit(film, self.size, rng) if self.augment else films_lib.fit(film, self.size)
     chosen = contrast.sample(part.kinds, rng, self.abnormal_first)
     key = self.key[sentences.normalized(part.texts[chosen])]
     return {
@@ -308,8 +307,8 @@ class StudyReader:
       return np.zeros((limit, size, size), np.uint8), np.ones(limit, bool)
     films = self.films.views(study, limit)
     if rng is not None and self.config.augment.report:
-      films = [tables.random_fit(film, size, rng, True) for film in films]
-    return stacked([film if film.shape == (size, size) else tables.fit(film, size) for film in films], limit)
+      return stacked([films_lib.random_fit(film, size, rng, films_lib.CROP) for film in films], limit)
+    return stacked([films_lib.fit(film, size) for film in films], limit)
 
 
 def stacked(films: Sequence[np.ndarray], limit: int) -> tuple[np.ndarray, np.ndarray]:

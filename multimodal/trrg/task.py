@@ -68,17 +68,28 @@ class Task(contract.Task):
   def reporter_of(self, tokenizers: data.Tokenizers) -> model.Reporter:
     """The networks for given tokenizers, without asking for the dataset (for a checkpoint on another machine)."""
     language = tokenizers.language
+    rows = self._vocabularies(tokenizers)
+    tokenizers.text.check(rows[0], 'the text encoder (config.text.vocabulary)')
+    language.check(rows[1], 'the language model (config.language.vocabulary)')
+    return self._networks(rows, injection.template(language.encode, self.config.language.instruction, bos=language.bos))
+
+  def _vocabularies(self, tokenizers: data.Tokenizers | None = None) -> tuple[int, int]:
+    """Rows of the two embedding tables: what a tokenizer that was trained has, or what the config says of a public one."""
+    config, found = self.config, []
+    for name in ('text', 'language'):
+      public = config[name].tokenizer
+      found.append(config[name].vocabulary if public else getattr(tokenizers or self.corpus.tokenizers, name).vocabulary)
+    return found[0], found[1]
+
+  def _networks(self, vocabularies: tuple[int, int], template: injection.Template | None) -> model.Reporter:
     return model.Reporter(
-      self.config.model,
-      image_size=self.config.data.image_size,
-      text_vocabulary=tokenizers.text.vocabulary,
-      language_vocabulary=language.vocabulary,
-      template=injection.template(language.encode, self.config.language.instruction, bos=language.bos),
-    )
+      self.config.model, image_size=self.config.data.image_size, text_vocabulary=vocabularies[0],
+      language_vocabulary=vocabularies[1], template=template,
+    )  # fmt: skip
 
   def init(self, rng: jax.Array) -> contract.Variables:
     """Fresh variables; with `clues.crossfit` also room for the margins of the training films."""
-    variables = self.reporter.init(rng)
+    variables = self._networks(self._vocabularies(), None).init(rng)  # shapes alone: a plan needs no tokenizer
     if self.config.clues.crossfit:
       count = len(self.corpus.columns('train')['id'])
       variables = {**variables, 'crossfit': {'margin': jnp.zeros((count, len(PROMPTS)))}}
@@ -86,7 +97,7 @@ class Task(contract.Task):
 
   def pretrained(self, variables: contract.Variables) -> contract.Variables:
     """Merges the public weights of the three networks in, printing what was loaded."""
-    return self.reporter.load(variables)
+    return self._networks(self._vocabularies(), None).load(variables)
 
   # Stages.
 
