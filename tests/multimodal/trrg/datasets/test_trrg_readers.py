@@ -78,7 +78,6 @@ def test_kaggle(tmp_path):
   found = written(corpus, tmp_path / 'records')
   assert [found.view(place) for place in found.of('1')] == ['frontal', 'lateral']
   coarse = cv2.imdecode(np.frombuffer(film(1), np.uint8), 0)
-  assert np.abs(found.views('1', 1)[0].astype(int) - tables.fit(coarse, 64).mean()).mean() < 100
   np.testing.assert_allclose(found.views('1', 1)[0].mean(), coarse.mean(), atol=2)
 
 
