@@ -12,6 +12,7 @@ followed by each storage as its count (int64) and its numbers.
 from __future__ import annotations
 
 import collections
+import math
 import pathlib
 import pickle
 import struct
@@ -31,6 +32,8 @@ STORAGES: dict[str, Any] = {
   'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16,
   'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
 }  # fmt: skip
+UNUSED = ('INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'EXT1', 'EXT2', 'EXT4', 'BYTEARRAY8', 'NEXT_BUFFER', 'READONLY_BUFFER')
+"""Instructions of pickles that are not followed: other ways to make objects, and buffers from outside."""
 DEPTH = 50
 """Containers inside each other; more, or one inside itself, is no checkpoint."""
 
@@ -168,16 +171,28 @@ class Row:
     return np.fromfile(self._path, STORAGES[storage.kind], storage.count, offset=start)
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
   """Builds plain containers with `Stored` in the place of tensors; `storages` lists what the pickle points to.
 
-  What a pickle may call are methods of this object, whose attributes a pickle cannot change, and types.
+  Python's own unpickler, not the one in C: its table of instructions can be cut to those that checkpoints need, and no
+  number in a file makes it claim memory for more than the file has.
   """
+
+  dispatch = {
+    code: load for code, load in pickle._Unpickler.dispatch.items()
+    if code not in b''.join(getattr(pickle, name) for name in UNUSED)
+  }  # fmt: skip
 
   def __init__(self, file: BinaryIO, path: pathlib.Path):
     super().__init__(file, encoding='latin1')  # checkpoints of Python 2 have bytes as keys
     self._path = path
     self.storages: list[Storage] = []
+
+  def load_build(self) -> None:
+    """Leaves out what a pickle would set on an object (the `_metadata` of a state dict), so that it can set nothing."""
+    self.stack.pop()
+
+  dispatch[pickle.BUILD[0]] = load_build
 
   def find_class(self, module: str, name: str) -> Any:
     known = {
@@ -219,8 +234,9 @@ class _Unpickler(pickle.Unpickler):
     ):
       raise ValueError('a tensor without a storage, or with negative sizes')
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
-    count = int(np.prod(shape, dtype=object))
-    if count and (last >= storage.count or count > storage.count):
+    count = math.prod(shape)
+    absurd = math.prod(size or 1 for size in shape) > 2**40  # numpy cannot make even an empty array of it
+    if (count and last >= storage.count) or count > storage.count or absurd:
       raise ValueError(f'a tensor of {shape} with strides {strides} in a storage of {storage.count} numbers')
     return Stored(storage, offset, shape, strides)
 

@@ -3,13 +3,17 @@
 import collections
 import io
 import os
+import pathlib
 import pickle
 import struct
+import tempfile
 import zipfile
 
+import hypothesis
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import strategies
 
 from core.errors import UserError
 from core.weights import files, pickles
@@ -177,6 +181,7 @@ def test_anything_but_tensors_is_refused_by_name_and_never_called(tmp_path, form
     ((12, (12,), (1,), 1), 'in a storage of 12 numbers'),
     ((12, (3, 3), (6, 1)), 'in a storage of 12 numbers'),
     ((12, (10**9, 12), (0, 1)), 'in a storage of 12 numbers'),
+    ((12, (0, 2**31, 2**31), (1, 1, 1)), 'in a storage of 12 numbers'),
     ((12, (2,), (-1,), 5), 'negative sizes'),
     ((12, (2,), (1,), -1), 'negative sizes'),
     ((12, (2, 1), (1,)), 'without a storage'),
@@ -199,16 +204,56 @@ def test_one_storage_under_two_types_does_not_read_beyond_it(tmp_path, form):
     read(form(tmp_path / 'x.pth', content, {'0': NUMBERS}))['0']
 
 
-def test_a_pickle_cannot_change_what_the_next_one_calls(tmp_path):
-  """BUILD sets attributes of anything on the stack: of the reader's own functions too, if it could."""
-  head = b'\x80\x02ctorch._utils\n_rebuild_parameter\n'
-  for state in (b"}S'__defaults__'\n(K\x07ts", b"N}S'__defaults__'\n(K\x07ts\x86"):
-    data = head + state + b'b.'
-    with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as file:
-      file.writestr('archive/data.pkl', data)
-    with pytest.raises(UserError):
-      read(tmp_path / 'x.pth')
+@pytest.mark.parametrize(
+  ('code', 'found'),
+  [
+    (b"ctorch._utils\n_rebuild_parameter\n}S'__defaults__'\n(K\x07tsb", 'holds no tensor'),  # BUILD: a dict, slots
+    (b"ctorch._utils\n_rebuild_parameter\nN}S'__defaults__'\n(K\x07ts\x86b", 'holds no tensor'),
+    (b'(icollections\nOrderedDict\n', 'damaged'),  # INST
+    (b'(ccollections\nOrderedDict\no', 'damaged'),  # OBJ
+    (b'ccollections\nOrderedDict\n)\x81', 'damaged'),  # NEWOBJ
+    (b'\x82\x01', 'damaged'),  # EXT1
+    (b'\x96' + struct.pack('<Q', 2**40), 'damaged'),  # BYTEARRAY8 of a tebibyte
+    (b'Nr\xff\xff\xff\xff', 'holds no tensor'),  # LONG_BINPUT: a memo of 4 billion places
+    (b'B\xff\xff\xff\x7f', 'damaged'),  # BINBYTES of 2 GiB that are not there
+  ],
+)
+def test_instructions_that_make_or_change_objects_or_claim_memory_are_not_followed(tmp_path, code, found):
+  with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as file:
+    file.writestr('archive/data.pkl', b'\x80\x02' + code + b'.')
+  with pytest.raises(UserError, match=found):
+    read(tmp_path / 'x.pth')
   assert pickles._Unpickler._parameter.__defaults__ is None
+  assert '__defaults__' not in pickles._Unpickler._parameter.__dict__
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(strategies.data())
+def test_damaged_bytes_give_a_user_error_or_other_numbers_and_nothing_else(data):
+  """Any byte of either form, of its pickles above all."""
+  content = collections.OrderedDict(a=tensor('FloatStorage', '0', 12, (2, 3), (3, 1), 1), b=[1, {'c': (2.5, None)}])
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'x.pth'
+    if data.draw(strategies.booleans()):
+      program = bytearray(pickled(content))
+      damage(program, data)
+      with zipfile.ZipFile(path, 'w') as file:
+        file.writestr('archive/data.pkl', bytes(program))
+        file.writestr('archive/data/0', NUMBERS.tobytes())
+    else:
+      whole = bytearray(row(path, content, {'0': NUMBERS}).read_bytes())
+      damage(whole, data)
+      path.write_bytes(whole)
+    try:
+      tensors = read(path)
+      assert all(tensors[name].shape == shape for name, shape in tensors.shapes.items())
+    except UserError:
+      pass
+
+
+def damage(program, data):
+  for _ in range(data.draw(strategies.integers(1, 3))):
+    program[data.draw(strategies.integers(0, len(program) - 1))] = data.draw(strategies.integers(0, 255))
 
 
 @pytest.mark.parametrize('cut', [0.1, 0.5, 0.95, 0.999])
