@@ -36,7 +36,9 @@ class Finding:
   negative: tuple[str, ...]
 
 
-def _finding(name: str, observation: str, prevalence: float, positive: Sequence[str], negative: Sequence[str]) -> Finding:
+def _finding(
+  name: str, observation: str, prevalence: float, positive: Sequence[str], negative: Sequence[str]
+) -> Finding:
   return Finding(name, OBSERVATIONS.index(observation), prevalence, tuple(positive), tuple(negative))
 
 
@@ -82,7 +84,12 @@ NEGATIONS = frozenset({'no', 'not', 'without', 'normal'})
 COLUMNS = np.array([finding.observation for finding in FINDINGS])
 """Where the six findings stand among the 14 observations."""
 
-SPECIAL = ('<pad>', '<s>', '</s>', '<img>', '</img>', '<clue>', '</clue>', ',', 'none', 'report', '.')
+SPECIAL = (
+  '<pad>', '<s>', '</s>', 'Human:', '<Img>', '</Img>', '<Clue>', '</Clue>', 'Assistant:', ',', 'abnormal', 'clue', 'other',
+  '.',
+)  # fmt: skip
+"""Words of the prompt (`injection.template`); 'other' names the observations that this chest does not have."""
+
 WORDS = SPECIAL + tuple(
   sorted({word for f in FINDINGS for text in (*f.positive, *f.negative) for word in text.split()}
          | {word for text in FILLERS for word in text.split()})
@@ -134,7 +141,7 @@ def film(rng: np.random.Generator, present: np.ndarray) -> np.ndarray:
     side = rng.integers(2)
     inward, centre = (0.07, -0.07)[side], lungs[side]
     collapsed = _ellipse(x, y, (centre[0] + inward, centre[1] + 0.08), (0.17, 0.36)) < 1
-    image[(_ellipse(x, y, centre, (0.17, 0.36)) < 1) & ~collapsed & (y < centre[1])] = 0.0
+    image[(_ellipse(x, y, centre, (0.17, 0.36)) < 1) & ~collapsed & (y < centre[1])] = -0.12
   if has['effusion']:
     centre = lungs[rng.integers(2)]
     level = centre[1] + 0.36 * rng.uniform(0.35, 0.6)
@@ -143,10 +150,10 @@ def film(rng: np.random.Generator, present: np.ndarray) -> np.ndarray:
   heart = (0.52 + rng.normal(0, 0.015), 0.62 + rng.normal(0, 0.015))
   image[_ellipse(x, y, heart, (width * (1.5 if has['cardiomegaly'] else 1.0), height)) < 1] = 0.55
   if has['opacity']:
-    place = _inside(rng, lungs)
+    place = _inside(rng, lungs, 0.4)
     image += 0.3 * np.exp(-0.5 * _ellipse(x, y, place, (0.07, 0.07)))
   if has['nodule']:
-    image[_ellipse(x, y, _inside(rng, lungs), (0.035, 0.035)) < 1] = 0.8
+    image[_ellipse(x, y, _inside(rng, lungs, 0.7), (0.035, 0.035)) < 1] = 0.8
   if has['device']:
     image[_line(rng, x, y)] = 0.8
   return (image + rng.normal(0, 0.10, image.shape)).astype(np.float32)
@@ -157,9 +164,9 @@ def _ellipse(x: np.ndarray, y: np.ndarray, centre: Sequence[float], axes: Sequen
   return ((x - centre[0]) / axes[0]) ** 2 + ((y - centre[1]) / axes[1]) ** 2
 
 
-def _inside(rng: np.random.Generator, lungs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-  """A place in the inner seven tenths of a lung, which the heart may cover in part."""
-  side, angle, radius = rng.integers(2), rng.uniform(0, 2 * np.pi), 0.7 * np.sqrt(rng.random())
+def _inside(rng: np.random.Generator, lungs: Sequence[tuple[float, float]], part: float) -> tuple[float, float]:
+  """A place in the inner `part` (0..1, of the axes) of a lung; the heart may lie there too."""
+  side, angle, radius = rng.integers(2), rng.uniform(0, 2 * np.pi), part * np.sqrt(rng.random())
   return lungs[side][0] + 0.17 * radius * np.cos(angle), lungs[side][1] + 0.36 * radius * np.sin(angle)
 
 
@@ -192,6 +199,11 @@ def join(sentences: Sequence[str]) -> str:
   return ' '.join(f'{sentence} .' for sentence in sentences)
 
 
+def part(text: str) -> list[str]:
+  """The sentences of a text, the inverse of `join`."""
+  return [' '.join(sentence.split()) for sentence in text.split('.') if sentence.split()]
+
+
 def label(texts: Sequence[str]) -> np.ndarray:
   """int8 [N, 14] in CheXbert's coding: what sentences or reports assert and deny; asserting beats denying.
 
@@ -199,7 +211,7 @@ def label(texts: Sequence[str]) -> np.ndarray:
   """
   labels = np.full((len(texts), len(OBSERVATIONS)), BLANK, np.int8)
   for row, text in zip(labels, texts):
-    for sentence in text.split('.'):
+    for sentence in part(text):
       words = set(sentence.split())
       for finding in FINDINGS:
         if _mentions(finding.name, words):

@@ -38,7 +38,9 @@ def test_reports_assert_what_is_there_and_nothing_else(studies):
   labels = p.label(studies.reports)
   assert np.array_equal(labels[:, p.COLUMNS] == POSITIVE, studies.present)
   absent = labels[:, p.COLUMNS][~studies.present]
-  assert (absent == NEGATIVE).mean() == pytest.approx(0.8, abs=0.02) and ((absent == NEGATIVE) | (absent == BLANK)).all()
+  assert (absent == NEGATIVE).mean() == pytest.approx(0.8, abs=0.02) and (
+    (absent == NEGATIVE) | (absent == BLANK)
+  ).all()
   others = np.setdiff1d(np.arange(len(OBSERVATIONS)), p.COLUMNS)
   assert (labels[:, others] == BLANK).all()
 
