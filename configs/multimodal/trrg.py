@@ -62,7 +62,7 @@ def embedded() -> ConfigDict:
   config.language.tokenizer = ''
   config.language.vocabulary = 600
   config.language.length = 96  # T, tokens of a report, </s> included
-  config.language.instruction = 'Generate a comprehensive and detailed diagnosis report for this chest xray image.'
+  config.language.instruction = 'Describe the film.'  # R2GenGPT's is longer (paper)
 
   config.model = ConfigDict()
   config.model.vision = ConfigDict({'encoder': 'vit', 'variant': 'tiny_patch8', 'weights': '', 'tuning': 'train'})
@@ -72,7 +72,7 @@ def embedded() -> ConfigDict:
   config.model.interaction = ConfigDict(
     {'enabled': True, 'width': 96, 'heads': 4, 'layers': 2, 'mlp_ratio': 2, 'dropout': 0.1, 'words': 8}
   )
-  config.model.clues = ConfigDict({'limit': 13, 'inject': True})  # C, the most clues of a study
+  config.model.clues = ConfigDict({'limit': 6, 'inject': True})  # C, the most clues of a study
   config.model.language = ConfigDict()
   config.model.language.variant = 'tiny'
   config.model.language.weights = ''
@@ -166,6 +166,8 @@ def paper() -> ConfigDict:
   config.text.vocabulary = 28996
   config.text.length = 64
   config.language.vocabulary = 32000
+  config.language.instruction = 'Generate a comprehensive and detailed diagnosis report for this chest xray image.'
+  config.model.clues.limit = 13
   config.model.vision.variant = 'base_patch16'
   config.model.vision.weights = 'google/vit-base-patch16-224-in21k'
   config.model.text.variant = 'base'

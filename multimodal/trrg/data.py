@@ -34,6 +34,9 @@ SPLITS = ('train', 'val', 'test')
 SOURCES = ('predicted', 'none', 'shuffled', 'oracle')
 """Clues at judgement (spec 5.4): perceived; an empty list; those of the study before; those of the reference report."""
 
+PROMPT_COUNT = 100
+"""How often the prompt counts among the reports that a tokenizer is trained on (our choice)."""
+
 SURE = 2.0
 """Margin over the threshold that a clue gets at least when it is given and not perceived (our choice)."""
 
@@ -172,7 +175,13 @@ class Corpus:
     return [each for part in self.sentences('train') for each in part.texts] + prompts
 
   def _reports(self) -> list[str]:
-    return [*self.reports('train'), *NAMES, self.config.language.instruction, 'Human: \nAssistant: no abnormal clue']
+    # The words of the prompt stand in every sample: counted once, each would be spelled letter by letter.
+    prompt = [
+      *NAMES,
+      self.config.language.instruction,
+      'Human: <Img> </Img> <Clue> </Clue> \nAssistant: no abnormal clue',
+    ]
+    return self.reports('train') + PROMPT_COUNT * prompt
 
   def _tokenizer(self, kind: str, section: Any, texts: Any) -> text.Tokenizer:
     if section.tokenizer:
@@ -207,7 +216,9 @@ def described(corpus: Corpus, split: str) -> Rows:
   """The studies whose report has a sentence: those that stage 1 can learn from."""
   found = [i for i, each in enumerate(corpus.sentences(split)) if each.texts]
   if not found:
-    raise UserError(f"no report of split '{split}' has a sentence of two words: there is nothing to contrast films with.")
+    raise UserError(
+      f"no report of split '{split}' has a sentence of two words: there is nothing to contrast films with."
+    )
   return Rows(found)
 
 

@@ -23,15 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from core import config as config_lib
 from core.data import pipeline
 from core.data.records import PrepareReport
 from core.errors import UserError, nearest
 from core.nn import adapters, llama
-from core.train import forward, optim
+from core.train import optim
 from core.train import task as contract
 from multimodal.trrg import consistency, contrast, data, injection, model, perception, prediction, reporting, scoring
-from multimodal.trrg.observations import CLUES, NAMES, POSITIVE, PROMPTS
+from multimodal.trrg.observations import CLUES, POSITIVE, PROMPTS
 
 HALVES = 2
 """Of the patients, for `clues.crossfit`."""
@@ -78,7 +77,9 @@ class Task(contract.Task):
     config, found = self.config, []
     for name in ('text', 'language'):
       public = config[name].tokenizer
-      found.append(config[name].vocabulary if public else getattr(tokenizers or self.corpus.tokenizers, name).vocabulary)
+      found.append(
+        config[name].vocabulary if public else getattr(tokenizers or self.corpus.tokenizers, name).vocabulary
+      )
     return found[0], found[1]
 
   def _networks(self, vocabularies: tuple[int, int], template: injection.Template | None) -> model.Reporter:
@@ -171,15 +172,15 @@ class Task(contract.Task):
   def studies(self, context: contract.StageContext) -> grain.IterDataset:
     """Stage 2: films, clues and reports; what is perceived is computed once, from the frozen perception."""
     clues = self.training_clues(context.variables)
-    return self._batches(
-      self._all(), data.StudyReader(self.corpus, 'train', clues), self.config.report.batch_size, 3
-    )
+    return self._batches(self._all(), data.StudyReader(self.corpus, 'train', clues), self.config.report.batch_size, 3)
 
   def training_clues(self, variables: contract.Variables) -> data.Clues:
     """The clues of the training split, out of fold with `clues.crossfit`."""
     if not self.config.clues.crossfit:
       return self.judge.clues(variables, 'train')
-    margins, theta = (np.asarray(jax.device_get(variables[a][b])) for a, b in (('crossfit', 'margin'), ('clues', 'theta')))
+    margins, theta = (
+      np.asarray(jax.device_get(variables[a][b])) for a, b in (('crossfit', 'margin'), ('clues', 'theta'))
+    )
     return data.Clues(margins, perception.select(margins, theta, self.config.model.clues.limit), theta)
 
   def _all(self) -> data.Rows:

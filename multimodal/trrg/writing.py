@@ -37,7 +37,9 @@ def decoding(section: Any) -> Decoding:
   """The preset of `config.decoding`, with its `beams` and `max_new_tokens` where they are not 0."""
   if section.preset not in DECODING:
     known = sorted(DECODING)
-    raise UserError(f"config.decoding.preset is '{section.preset}', expected one of {known}.{nearest(section.preset, known)}")
+    raise UserError(
+      f"config.decoding.preset is '{section.preset}', expected one of {known}.{nearest(section.preset, known)}"
+    )
   preset = DECODING[section.preset]
   most = section.max_new_tokens or preset.max_new_tokens
   return dataclasses.replace(
