@@ -387,7 +387,7 @@ class _Cells:
     cell = {'trained_for': [claim, name], 'seed': seed, 'metrics': metrics, 'seconds': seconds}
     cell |= {'settings': variant.settings(), 'machine': backend.summary()}
     write_atomically(path, json.dumps(cell, indent=1, sort_keys=True))
-    shutil.rmtree(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)  # another process may have trained the same cell
     jax.clear_caches()  # every training compiles a step of its own: hundreds of them would fill the memory
     shown = ', '.join(f'{key} {value:.3f}' for key, value in metrics.items() if '/' not in key)
     self.log(f'{claim} [{name}] seed {seed}: {shown} ({seconds} s)')

@@ -47,9 +47,7 @@ _CONTRAST = {
 _CONTROLS = {
   'abnormal first, prompts swapped': _first('swapped'),
   'uniform, label match, pairs shuffled': _first(**_UNIFORM, **_SHUFFLED),
-  'uniform, identity, pairs shuffled': _first(**_UNIFORM, **_IDENTITY, **_SHUFFLED),
   'whole reports, pairs shuffled': _first(**_WHOLE, **_SHUFFLED),
-  'abnormal first, identity, pairs shuffled': _first(**_IDENTITY, **_SHUFFLED),
   'abnormal first, pairs shuffled': _first(**_SHUFFLED),
 }
 

@@ -65,8 +65,8 @@ PROMPTS = ('as written', 'swapped')
 """At judgement of stage 1: the sentences that assert and deny, or each in place of the other."""
 
 SOURCES = ('predicted', 'none', 'shuffled', 'oracle', 'inverted', 'shifted', 'all', 'swapped')
-"""At judgement of stage 2: clues as perceived; an empty list; those of the film before; those of the truth; and the four
-failures. Swapped ones come from a perception whose prompts are swapped."""
+"""At judgement of stage 2: clues as perceived; none; those of the film before; those of the truth; and four failures.
+The swapped ones come from a perception whose prompts are swapped."""
 
 OUT_OF_REACH = 1e6
 LIMIT = len(phantom.FINDINGS)
@@ -151,10 +151,10 @@ def reporter(**changes: Any) -> model.Reporter:
   names = ['other'] * CLUES
   for finding in phantom.FINDINGS:
     names[finding.observation] = finding.name
+  template, words = injection.template(phantom.encode, '', bos=phantom.BOS, names=names), len(phantom.WORDS)
   return model.Reporter(
-    settings(**changes), image_size=phantom.SIZE, text_vocabulary=len(phantom.WORDS),
-    language_vocabulary=len(phantom.WORDS), template=injection.template(phantom.encode, '', bos=phantom.BOS, names=names),
-  )  # fmt: skip
+    settings(**changes), image_size=phantom.SIZE, text_vocabulary=words, language_vocabulary=words, template=template
+  )
 
 
 def bank(networks: model.Reporter, variables: contract.Variables, prompts: str = 'as written') -> contract.Variables:
@@ -185,8 +185,8 @@ def thresholds(margins: np.ndarray, studies: phantom.Studies) -> np.ndarray:
 class Batches:
   """Row i of the pipeline is the whole batch i: rows drawn one by one would cost more than the step itself.
 
-  `draw(studies i64 [BATCH], rng)` makes it; every pass goes through the studies in fresh order, and leaves out what does
-  not fill a batch.
+  `draw(studies i64 [BATCH], rng)` makes it. Every pass goes through the studies in fresh order and leaves out those that
+  do not fill a batch.
   """
 
   def __init__(self, count: int, passes: int, seed: Sequence[int], draw: Any):
@@ -456,14 +456,14 @@ def scores(written: Sequence[str], studies: phantom.Studies) -> dict[str, float]
   asserted = phantom.label(written)[:, phantom.COLUMNS] == POSITIVE
   each = sklearn.metrics.f1_score(studies.present, asserted, average=None, zero_division=0)
   backwards = [phantom.join([' '.join(line.split()[::-1]) for line in phantom.part(text)]) for text in written]
-  bleu, bleu_backwards = (
+  bleu, reversed_bleu = (
     text_metrics.language(each, studies.reports, meteor='off')['bleu_4'] for each in (written, backwards)
   )
   return {
     'macro_f1': float(each.mean()),
     'micro_f1': float(sklearn.metrics.f1_score(studies.present, asserted, average='micro', zero_division=0)),
     'bleu_4': bleu,
-    'bleu_4_loss_by_order': bleu - bleu_backwards,
+    'bleu_4_loss_by_order': bleu - reversed_bleu,
     'distinct': float(text_metrics.distinct(written)),
     **{f'f1/{finding.name}': float(value) for finding, value in zip(phantom.FINDINGS, each)},
   }

@@ -94,6 +94,23 @@ def test_scores_of_reports():
   assert 0.4 < half['micro_f1'] < 0.9
 
 
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+  """Networks of one layer each: what is compiled is a third."""
+  deep = m.settings
+
+  def settings(**changes):
+    section = deep(**changes)
+    for part in (section.vision.variant, section.text.variant, section.language.variant):
+      part.depth = 1
+    section.interaction.layers = 1
+    return section
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(m, 'settings', settings)
+    yield
+
+
 @pytest.fixture(scope='module')
 def cells(tmp_path_factory):
   return tmp_path_factory.mktemp('cells')
@@ -124,7 +141,6 @@ def task_of(method, options, cells):
 
 
 def test_the_arms_of_stage_one_differ_in_their_sentences(cells):
-  _, _, studies = first(cells)
   share = {}
   for name, change in (('abnormal', {}), ('uniform', {'abnormal_first': 0.0}), ('report', {'text': 'report'})):
     batch = row(task_of('contrast', {**m.FIRST, **TINY, 'passes': 1, **change}, cells))
@@ -152,7 +168,7 @@ def test_stage_two_reads_perceived_clues_and_leaves_perception_alone(cells):
 
 def test_stage_two_starts_from_stage_one_or_from_scratch(cells):
   networks, variables, _ = first(cells)
-  fresh = networks.init(m.jax.random.key(0))
+  fresh = m.jax.jit(networks.init)(m.jax.random.key(1))
   for encoder in ('contrast', 'scratch'):
     begun = task_of('report', {**m.SECOND, 'passes': 1, 'encoder': encoder}, cells).pretrained(fresh)
     source = variables['params']['perception']['image'] if encoder == 'contrast' else fresh['params']['vision']
