@@ -206,7 +206,8 @@ def download(repository: str, allow_pickle: bool = False) -> pathlib.Path:
   patterns = ['*.safetensors', '*.safetensors.index.json', 'config.json']
   try:
     info = huggingface_hub.HfApi().model_info(name, revision=revision or None, files_metadata=True)
-    if allow_pickle and not any(file.rfilename.endswith('.safetensors') for file in info.siblings or ()):
+    found = {pathlib.Path(file.rfilename).suffix for file in info.siblings or ()}
+    if allow_pickle and '.safetensors' not in found:
       patterns += ['pytorch_model*.bin', 'pytorch_model*.bin.index.json']
     folder = huggingface_hub.snapshot_download(name, revision=info.sha, allow_patterns=patterns)
   except Exception as error:
@@ -215,6 +216,8 @@ def download(repository: str, allow_pickle: bool = False) -> pathlib.Path:
       f' ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ""}).'
       ' Check the name and the network, or download it yourself and give the path.'
     ) from error
+  if not allow_pickle and '.safetensors' not in found and found & set(PICKLES):
+    raise _pickle(pathlib.Path(name), f'the weights {repository} on the Hub are')
   folder = pathlib.Path(folder)
   for file in info.siblings or ():
     if file.lfs is not None and (folder / file.rfilename).is_file():
@@ -274,10 +277,11 @@ def _pickled(path: pathlib.Path, head: bytes) -> bool:
   return path.suffix in PICKLES or (head.startswith(starts) and head[8:9] != b'{')
 
 
-def _pickle(path: pathlib.Path) -> UserError:
+def _pickle(path: pathlib.Path, what: str = '') -> UserError:
+  """The error about a file, or about `what` in a repository."""
   target = path.with_suffix('.safetensors').name
   return UserError(
-    f'{path} is a pickle: opening one may run the code in it, so it is not read unless asked for. Convert it once, by a'
-    ' reader that takes tensors only and runs no code of the file:\n'
+    f'{what or f"{path} is"} a pickle: opening one may run the code in it, so it is not read unless asked for. Convert'
+    ' it once, by a reader that takes tensors only and runs no code of the file:\n'
     f'  python -m launch.convert --pickle --input={path} --output={target}'
   )
