@@ -63,7 +63,10 @@ class Attention(nn.Module):
   def __call__(
     self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None, looking: bool = False
   ) -> tuple[jax.Array, jax.Array | None]:
-    """x [B, N, *], context [B, M, *], mask bool [B, M] -> ([B, N, width], mean attention f32 [B, N, M] if `looking`)."""
+    """x [B, N, *], context [B, M, *], mask bool [B, M] -> ([B, N, width], f32 [B, N, M] if `looking`).
+
+    The second is the attention, mean over heads.
+    """
     if self.width % self.heads:
       raise UserError(f'{self.heads} attention heads do not divide the width {self.width}.')
     split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # noqa: E731

@@ -8,10 +8,10 @@
   LLM([BOS] Human: <Img> H_v </Img> <Clue> H_z,1 name_1, ... </Clue> instruction Assistant: report </s>)
   L = L_LM + lambda L_dac                              disease-aware consistency            consistency.py
 
-Batches of stage 2 hold 'image' uint8 [B, V, H, W], 'view_mask' bool [B, V], 'margin' f32 [B, 14], 'clue_ids' i32 [B, C]
-(0..12, -1 for none), 'report_ids' i32 [B, T] (</s> included), 'report_mask' bool [B, T], 'labels' int8 [B, 14]; those of
-stage 1 'image' uint8 [B, H, W], 'text_ids' i32 and 'text_mask' bool [B, L], 'text_key' i32 [B] (equal where two sentences
-are), 'sentence_label' and 'study_label' int8 [B, 14]. Films are grey, 0..255.
+Films are grey, 0..255. A batch of stage 1: 'image' uint8 [B, H, W], 'text_ids' i32 and 'text_mask' bool [B, L],
+'text_key' i32 [B] (equal where two sentences are), 'sentence_label' and 'study_label' int8 [B, 14]. Of stage 2: 'image'
+uint8 [B, V, H, W], 'view_mask' bool [B, V], 'margin' f32 [B, 14], 'clue_ids' i32 [B, C] (0..12, -1 for none),
+'report_ids' i32 [B, T] (</s> included), 'report_mask' bool [B, T], 'labels' int8 [B, 14].
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from core.errors import UserError, nearest
 from core.nn import adapters, llama
 from core.train import mesh
 from core.weights import files
+from core.weights import llama as llama_weights
 from multimodal.trrg import consistency, contrast, encoders, perception
 from multimodal.trrg.encoders import dropout
 from multimodal.trrg.injection import Injection, Template, sequence
@@ -171,8 +172,6 @@ class Reporter:
 
     '' leaves a network as it is; low-rank updates always stay.
     """
-    from core.weights import llama as llama_weights
-
     flat = flax.traverse_util.flatten_dict(variables['params'], sep='/')
     sources: list[tuple[str, str, Callable[..., Any]]] = [
       (f'{PERCEPTION}/image', self.config.vision.weights, self.eye.load),
@@ -303,7 +302,7 @@ class Reporter:
     rng: jax.Array | None = None,
     evidence: bool = False,
   ) -> Prompt:
-    """Everything before the report, from 'image', 'view_mask', 'margin' and 'clue_ids'; `rng` of dropout in training."""
+    """All before the report, from 'image', 'view_mask', 'margin' and 'clue_ids'; `rng` of dropout in training."""
     params, keys = variables['params'], _split(rng, 2)
     image, view_mask = batch['image'], batch['view_mask']
     film = self.vision(params[VISION], _flat(image, view_mask), train=train, rng=keys[0])
@@ -401,10 +400,13 @@ def language_loss(logits: jax.Array, ids: jax.Array, mask: jax.Array) -> tuple[j
 
 def _clue_inputs(clues: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
   """What the interaction is told of each clue: sentence, words, their mask, clue mask, confidence."""
-  ids = batch['clue_ids']
+  ids = jnp.asarray(batch['clue_ids'])
   index = jnp.maximum(ids, 0)
-  above = jnp.take_along_axis(batch['margin'], index, axis=1) - clues['theta'][index]
-  return clues['sentence'][index], clues['words'][index], clues['word_mask'][index], ids >= 0, jax.nn.sigmoid(above)
+  sentence, words, word_mask, theta = (
+    jnp.asarray(clues[name])[index] for name in ('sentence', 'words', 'word_mask', 'theta')
+  )
+  margin = jnp.take_along_axis(batch['margin'], index, axis=1)
+  return sentence, words, word_mask, ids >= 0, jax.nn.sigmoid(margin - theta)
 
 
 def _flat(image: jax.Array, view_mask: jax.Array) -> jax.Array:

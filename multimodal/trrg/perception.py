@@ -110,10 +110,10 @@ def corrupt(ids: np.ndarray, rng: np.random.Generator, drop: float = 0.1, replac
     drop: share of films that lose all their clues.
     replace: share of the other clues that become one that the film's list does not hold.
   """
-  ids = np.array(ids, np.int32)
+  given, ids = np.asarray(ids), np.array(ids, np.int32)
   ids[rng.random(len(ids)) < drop] = -1
   for i, slot in zip(*np.nonzero((ids >= 0) & (rng.random(ids.shape) < replace)), strict=True):
-    wrong = np.setdiff1d(np.arange(CLUES), ids[i])
+    wrong = np.setdiff1d(np.arange(CLUES), [given[i], ids[i]])
     if wrong.size:
       ids[i, slot] = rng.choice(wrong)
   return ids

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.traverse_util
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,18 +25,19 @@ def section(**changes):
     'text': {'variant': {'width': 8, 'depth': 2, 'heads': 2, 'mlp_dim': 16}, 'weights': '', 'pooling': 'mean'},
     'contrast_width': 10, 'views': 'mean',
     'interaction': {
-      'enabled': True, 'width': 8, 'heads': 2, 'layers': 2, 'mlp_ratio': 2, 'dropout': 0.0, 'words': WORDS,
+      'enabled': True, 'width': 8, 'heads': 2, 'layers': 1, 'mlp_ratio': 2, 'dropout': 0.0, 'words': WORDS,
     },
     'clues': {'limit': 4, 'inject': True},
     'language': {
-      'variant': {'width': 16, 'depth': 2, 'heads': 4, 'kv_heads': 2, 'mlp_dim': 24, 'max_positions': 128},
+      'variant': {'width': 16, 'depth': 1, 'heads': 4, 'kv_heads': 2, 'mlp_dim': 24, 'max_positions': 128},
       'weights': '', 'tuning': 'lora', 'lora': {'rank': 2, 'alpha': 4.0, 'dropout': 0.0, 'targets': ('query', 'value')},
       'dtype': 'float32', 'param_dtype': 'float32', 'remat': False, 'scan': False,
     },
     'disease': {'loss': 'full', 'weight': 0.5, 'consistency': 0.5},
     'dtype': 'float32',
   })  # fmt: skip
-  config.update_from_flattened_dict(changes)
+  with config.ignore_type():
+    config.update_from_flattened_dict(changes)
   return config
 
 
@@ -55,20 +57,40 @@ def reporter(**changes):
   )  # fmt: skip
 
 
-@functools.cache
-def built(**changes):
-  """(networks, variables). Weights are larger than the initial ones and no gate is 0: every part is felt."""
-  ours = reporter(**changes)
+def felt(init, *args):
+  """Variables of the shapes that `init(key, *args)` has: larger than the initial ones and no gate 0, so that every part
+  is felt; clue words are all there. Compiling every initialisation would take most of the time."""
   rng = np.random.default_rng(0)
 
   def weights(path, leaf):
-    name = jax.tree_util.keystr(path)
     if leaf.dtype == bool:
       return np.ones(leaf.shape, bool)
-    return (0.4 * rng.normal(size=leaf.shape) + (name.endswith("['scale']"))).astype(np.float32)
+    if path[-1].key == 'temperature':
+      return np.float32(2.0)
+    return (0.4 * rng.normal(size=leaf.shape) + (path[-1].key == 'scale')).astype(np.float32)
 
-  shapes = jax.eval_shape(ours.init, jax.random.key(0))  # compiling every initialisation would take most of the time
-  return ours, jax.tree_util.tree_map_with_path(weights, shapes)
+  return jax.tree_util.tree_map_with_path(weights, jax.eval_shape(init, jax.random.key(0), *args))
+
+
+@functools.cache
+def built(**changes):
+  """(networks, variables)."""
+  ours = reporter(**changes)
+  return ours, felt(ours.init)
+
+
+LISTS = [[3, 5], [], [0, 12, 4, 7]]
+"""Clues of three studies."""
+
+
+def flat(tree):
+  """{'a': {'b': x}} -> {'a/b': x}."""
+  return flax.traverse_util.flatten_dict(tree, sep='/')
+
+
+def changed(whole, **parts):
+  """A dictionary with other values for some of its keys."""
+  return {**whole, **parts}
 
 
 def batch(clues, views=1, seed=0):
