@@ -185,8 +185,8 @@ def thresholds(margins: np.ndarray, studies: phantom.Studies) -> np.ndarray:
 class Batches:
   """Row i of the pipeline is the whole batch i: rows drawn one by one would cost more than the step itself.
 
-  `draw(studies i64 [BATCH], rng)` makes it. Every pass goes through the studies in fresh order and leaves out those that
-  do not fill a batch.
+  `draw(studies i64 [BATCH], rng)` makes it. Every pass goes through the studies in fresh order; what does not fill a
+  batch is left out.
   """
 
   def __init__(self, count: int, passes: int, seed: Sequence[int], draw: Any):
