@@ -30,7 +30,7 @@ class Body:
     markings: strength of the vessels; breasts: of the breast shadows, 0 for none; fat: thickness of the chest wall.
     ribs: (y of the first, distance, drop from spine to side).
     clavicles: y of the inner ends; gas: of the stomach bubble, 0 for none.
-    phases: f64 [8] in [0, 2 pi), what makes vessels and textures differ.
+    phases: eight angles in [0, 2 pi), which make vessels differ.
     zoom: of the film; lift: y by which it is taken too low or too high.
     exposure, gamma, noise: of the film. marker: side on which a letter lies, 0 for none.
   """
@@ -52,7 +52,7 @@ class Body:
   ribs: tuple[float, float, float]
   clavicles: float
   gas: float
-  phases: np.ndarray
+  phases: tuple[float, ...]
   zoom: float
   lift: float
   exposure: float
@@ -85,14 +85,14 @@ def body(rng: np.random.Generator) -> Body:
   def seldom(chance: float, usual: tuple[float, float], else_: tuple[float, float]) -> float:
     return float(rng.uniform(*(else_ if rng.random() < chance else usual)))
 
-  base = seldom(0.1, (0.29, 0.44), (0.13, 0.22))
+  base = seldom(0.1, (0.31, 0.4), (0.16, 0.22))
   sign = rng.choice((-1, 1), 2)
   return Body(
-    middle=float(rng.uniform(-0.05, 0.05)),
+    middle=float(rng.uniform(-0.03, 0.03)),
     curve=float(sign[0]) * seldom(0.08, (0.0, 0.02), (0.06, 0.09)),
     rotation=float(sign[1]) * seldom(0.1, (0.0, 0.05), (0.1, 0.15)),
-    top=float(rng.uniform(-0.86, -0.76)),
-    width=float(rng.uniform(0.7, 0.8)),
+    top=float(rng.uniform(-0.84, -0.78)),
+    width=float(rng.uniform(0.72, 0.79)),
     bases=(base, base + float(rng.uniform(0.02, 0.08))),
     heart_ratio=float(rng.uniform(0.37, 0.46)),
     apex=float(rng.uniform(0.1, 0.18)),
@@ -105,12 +105,12 @@ def body(rng: np.random.Generator) -> Body:
     ribs=(float(rng.uniform(-0.8, -0.7)), float(rng.uniform(0.15, 0.18)), float(rng.uniform(0.16, 0.26))),
     clavicles=float(rng.uniform(-0.64, -0.54)),
     gas=float(rng.uniform(0.0, 1.0)),
-    phases=rng.uniform(0, 2 * np.pi, 8),
-    zoom=float(rng.uniform(0.95, 1.06)),
-    lift=float(rng.uniform(-0.04, 0.04)),
-    exposure=float(rng.uniform(1.35, 1.75)),
-    gamma=float(rng.uniform(0.9, 1.15)),
-    noise=float(rng.uniform(0.008, 0.02)),
+    phases=tuple(rng.uniform(0, 2 * np.pi, 8).tolist()),
+    zoom=float(rng.uniform(0.97, 1.04)),
+    lift=float(rng.uniform(-0.02, 0.02)),
+    exposure=float(rng.uniform(1.45, 1.65)),
+    gamma=float(rng.uniform(0.92, 1.1)),
+    noise=float(rng.uniform(0.006, 0.014)),
     marker=int(rng.choice((RIGHT, LEFT, 0))),
   )
 

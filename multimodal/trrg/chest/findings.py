@@ -21,7 +21,7 @@ from multimodal.trrg.observations import CLUES
 BOTH = 0
 """The side of what is on both sides, or in the middle."""
 
-ZONES = {'upper': (0.18, 0.38), 'middle': (0.45, 0.6), 'lower': (0.7, 0.85)}
+ZONES = {'upper': (0.18, 0.38), 'middle': (0.48, 0.62), 'lower': (0.7, 0.85)}
 """Parts of a lung, as shares of its height from the apex."""
 
 HEDGED = 0.2
@@ -99,16 +99,17 @@ def draw(rng: np.random.Generator) -> tuple[Finding, ...]:
     present.update(what for what, chance in _COMPANIONS.get(int(leading), ()) if rng.random() < chance)
     if rng.random() < _ONE_MORE:
       present.add(int(other))
-  found = {what: _one(what, rng) for what in sorted(present)}
+  found = {what: one(what, rng) for what in sorted(present)}
   tube = PNEUMOTHORAX in found and rng.random() < _DRAINED
   if tube or rng.random() < _WITH_DEVICE[sick]:
-    found[DEVICE] = _device(rng, found.get(PNEUMOTHORAX) if tube else None)
+    found[DEVICE] = device(rng, found.get(PNEUMOTHORAX) if tube else None)
   return tuple(found.values())
 
 
-def _one(what: int, rng: np.random.Generator) -> Finding:
-  """A finding of a kind: one in seven is faint, the others are spread over all strengths."""
-  strength = float(rng.uniform(0.06, HEDGED) if rng.random() < 1 / 7 else rng.uniform(HEDGED, 1.0))
+def one(what: int, rng: np.random.Generator, strength: float | None = None) -> Finding:
+  """A finding that is no device; one in seven is faint, the others of all strengths, unless a strength is given."""
+  if strength is None:
+    strength = float(rng.uniform(0.06, HEDGED) if rng.random() < 1 / 7 else rng.uniform(HEDGED, 1.0))
   side = BOTH if what in _CENTRAL or rng.random() < _BILATERAL.get(what, 0.0) else int(rng.choice((RIGHT, LEFT)))
   zone = str(rng.choice(list(ZONES))) if what in _ZONED else ''
   kind = ''
@@ -118,11 +119,11 @@ def _one(what: int, rng: np.random.Generator) -> Finding:
   elif what == PLEURA:
     kind = 'apical' if rng.random() < 0.4 else 'lateral'
   elif what == FRACTURE:
-    kind = 'clavicle' if rng.random() < 0.35 else 'rib'
+    kind = 'clavicle' if rng.random() < 0.4 else 'rib'
   return Finding(what, strength, side, zone, kind)
 
 
-def _device(rng: np.random.Generator, drained: Finding | None) -> Finding:
+def device(rng: np.random.Generator, drained: Finding | None) -> Finding:
   """A tube in the chest where a pneumothorax is drained, else one of the others."""
   if drained is not None:
     return Finding(DEVICE, 1.0, drained.side, kind='chest tube')

@@ -292,13 +292,11 @@ def _assert(finding: Finding, rng: np.random.Generator) -> Sentence:
 
 def _deny(what: int, denied: set[int], present: dict[int, Finding], rng: np.random.Generator) -> Sentence:
   """Denies an observation, mostly together with others that are to be denied and come later."""
-  choices = [(those, texts) for those, texts in _DENIALS if those[0] == what and denied.issuperset(those)]
+  choices = [(len(k) ** 2, k, texts) for k, texts in _DENIALS if k[0] == what and denied.issuperset(k)]
   if what == f.OPACITY and not any(k in present for k in _LUNGS):
-    choices.append(_CLEAR)
-  weights = np.array(
-    [2.0 if those == _CLEAR[0] and texts is _CLEAR[1] else len(those) ** 2 for those, texts in choices]
-  )
-  those, texts = choices[rng.choice(len(choices), p=weights / weights.sum())]
+    choices.append((2, *_CLEAR))
+  weights = np.array([weight for weight, _, _ in choices], np.float64)
+  _, those, texts = choices[rng.choice(len(choices), p=weights / weights.sum())]
   return Sentence(_one(texts, rng), tuple((k, NEGATIVE) for k in those))
 
 

@@ -1,8 +1,7 @@
 """From a chest and its findings to a radiograph, as X-rays do it: thicknesses add up, the film shows what gets through.
 
 Soft tissue attenuates, air in the lungs takes attenuation away, bone and metal add to it; the film is
-1 - exp(-exposure * attenuation), with a display curve and quantum noise. What a finding does is in `pathology`.
-Measured on one core of the reference machine: see `dataset`.
+1 - exp(-exposure * attenuation), with a display window and quantum noise. What a finding does is in `pathology`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from multimodal.trrg.chest import pathology
 from multimodal.trrg.chest.anatomy import LEFT, Body, Chest, Half, bell, cover
 from multimodal.trrg.chest.findings import Finding
 
-_DARKEST, _BRIGHTEST = 0.13, 0.82  # what the display shows as black and as white
+_DARKEST, _BRIGHTEST = 0.13, 0.88  # what the display shows as black and as white
 _LETTERS = {-1: ('110', '101', '110', '101', '101'), 1: ('100', '100', '100', '100', '111')}  # R on the right, L left
 
 
@@ -74,7 +73,7 @@ def _air(plate: pathology.Plate) -> np.ndarray:
 
 def _vessels(half: Half, chest: Chest, phases: np.ndarray, plate: pathology.Plate) -> np.ndarray:
   """Hilum and the vessels that run out of it, as a share of the air, f32 [S, S]."""
-  dx, dy = half.u - chest.body.mediastinum - half.side * chest.body.shift, chest.y - 0.0
+  dx, dy = half.u - chest.body.mediastinum - half.side * chest.body.shift, chest.y
   r = np.sqrt(dx * dx + dy * dy)
   angle = np.arctan2(dy, dx)
   wave = 1.1 * np.sin(5.0 * r + phases[0])
@@ -89,7 +88,7 @@ def _bones(plate: pathology.Plate) -> np.ndarray:
   """Spine, ribs, clavicles and shoulders, f32 [S, S]."""
   chest = plate.chest
   off = np.abs(chest.x - chest.spine)
-  vertebrae = 0.16 + 0.035 * np.cos(2.0 * np.pi * (chest.y - chest.body.ribs[0]) / chest.body.ribs[1])
+  vertebrae = 0.11 + 0.03 * np.cos(2.0 * np.pi * (chest.y - chest.body.ribs[0]) / chest.body.ribs[1])
   bones = vertebrae * cover(0.085 - off, 1.5 * chest.edge)
   for half in chest.halves:
     bones = bones + _ribs(plate, half) + _shoulder(plate, half)
@@ -120,15 +119,14 @@ def _bands(level: np.ndarray, spacing: float, edge: float) -> np.ndarray:
 def _shoulder(plate: pathology.Plate, half: Half) -> np.ndarray:
   """Clavicle, shoulder blade and the head of the upper arm."""
   chest, u, y = plate.chest, half.u, plate.chest.y
-  inner = chest.body.clavicles - 0.05 * half.side * np.sign(chest.body.rotation) * plate.chest.body.rotated
+  inner = chest.body.clavicles - 0.3 * half.side * chest.body.rotation
   line = inner - 0.2 * u + 0.035 * np.sin(7.5 * u)
   step, gap = plate.snap(half)
   bone = cover(0.03 - np.abs(y - line - step), chest.edge) * cover(u - 0.07, chest.edge) * cover(0.86 - u, chest.edge)
   blade = cover(u - 0.67 - 0.16 * (y + 0.6), 0.03) * cover(0.1 - y, 0.1) * cover(y + 0.72, 0.05) * cover(0.92 - u, 0.05)
-  arm = cover(0.13 - np.hypot(u - 0.98, y + 0.56), 0.03) + 0.7 * cover(0.07 - np.abs(u - 1.03), 0.03) * cover(
-    y + 0.5, 0.04
-  )
-  return 0.17 * bone * gap + 0.05 * blade + 0.14 * arm
+  shaft = cover(0.07 - np.abs(u - 1.03), 0.03) * cover(y + 0.5, 0.04)
+  arm = cover(0.13 - np.hypot(u - 0.98, y + 0.56), 0.03) + 0.7 * shaft
+  return 0.26 * bone * gap + 0.05 * blade + 0.14 * arm
 
 
 def _mark(image: np.ndarray, side: int) -> None:

@@ -24,9 +24,9 @@ def reshape(body: Body, finding: Finding) -> Body:
   """The body with its organs where the finding puts them."""
   s, what = finding.strength, finding.what
   if what == f.HEART:
-    return dataclasses.replace(body, heart_ratio=0.51 + 0.19 * s)
+    return dataclasses.replace(body, heart_ratio=0.49 + 0.22 * s)
   if what == f.MEDIASTINUM:
-    return dataclasses.replace(body, mediastinum=body.mediastinum * (1.35 + 0.9 * s), knob=body.knob * (1.0 + 0.5 * s))
+    return dataclasses.replace(body, mediastinum=body.mediastinum * (1.3 + 1.0 * s), knob=body.knob * (1.0 + 0.5 * s))
   if what == f.ATELECTASIS:
     right, left = (base - (0.05 + 0.12 * s) * (side in finding.sides) for side, base in zip((-1, 1), body.bases))
     return dataclasses.replace(body, bases=(right, left))
@@ -123,7 +123,7 @@ def _opacity(plate: Plate, half: Half, finding: Finding, rng: np.random.Generato
   """A hazy patch without borders."""
   s = finding.strength
   u, y = _somewhere(half, finding.zone, rng)
-  wide, high = rng.uniform(0.13, 0.17, 2) + 0.07 * s
+  wide, high = (rng.uniform(0.14, 0.18) + 0.08 * s for _ in range(2))
   patch = bell((half.u - u) / wide, (plate.chest.y - y) / high)
   plate.fill(half, (0.3 + 0.4 * s) * patch * (1.0 + 0.3 * plate.texture(rng, 14)))
 
@@ -135,11 +135,11 @@ def _lesion(plate: Plate, half: Half, finding: Finding, rng: np.random.Generator
   for _ in range(count):
     zone = finding.zone or str(rng.choice(list(f.ZONES)))
     u0, y0 = _somewhere(half, zone, rng)
-    radius = 0.05 + 0.045 * s if finding.kind != 'mass' else 0.06 + 0.1 * s
+    radius = 0.06 + 0.06 * s if finding.kind != 'mass' else 0.09 + 0.09 * s
     dx, dy = half.u - u0, y - y0
     away = np.hypot(dx, dy) / (1.0 + 0.05 * np.cos(3.0 * np.arctan2(dy, dx) + rng.uniform(0, 6)))
     ball = cover(radius - away, plate.chest.edge) * (1.0 - 0.35 * np.minimum(away / radius, 1.0) ** 2)
-    plate.fill(half, (0.6 + 0.35 * s) * ball)
+    plate.fill(half, (0.65 + 0.35 * s) * ball)
 
 
 def _edema(plate: Plate, half: Half, finding: Finding, rng: np.random.Generator) -> None:
@@ -171,9 +171,9 @@ def _pneumonia(plate: Plate, half: Half, finding: Finding, rng: np.random.Genera
   u0, y0 = _somewhere(half, finding.zone, rng)
   clear = 1.0
   for _ in range(5 + int(6 * s)):
-    du, dy = rng.normal(0.0, 0.11, 2)
-    radius = rng.uniform(0.03, 0.05)
-    clear = clear * (1.0 - (0.35 + 0.45 * s) * bell((half.u - u0 - du) / radius, (y - y0 - dy) / radius))
+    du, dy = rng.normal(0.0, 0.12), rng.normal(0.0, 0.12)
+    radius = rng.uniform(0.035, 0.055)
+    clear = clear * (1.0 - (0.45 + 0.45 * s) * bell((half.u - u0 - du) / radius, (y - y0 - dy) / radius))
   plate.fill(half, 1.0 - clear)
 
 
@@ -182,30 +182,30 @@ def _atelectasis(plate: Plate, half: Half, finding: Finding, rng: np.random.Gene
   s, y = finding.strength, plate.chest.y
   for i in range(1 + int(1.6 * s)):
     u0, y0 = half.place(rng.uniform(0.5, 0.7), 0.88 - 0.13 * i)
-    length, tilt = rng.uniform(0.14, 0.2) + 0.08 * s, rng.uniform(-0.5, 0.5)
+    length, tilt = rng.uniform(0.16, 0.22) + 0.08 * s, rng.uniform(-0.5, 0.5)
     away = segments(half.u, y, [(u0 - length, y0 - length * tilt), (u0 + length, y0 + length * tilt)])
-    plate.fill(half, (0.35 + 0.45 * s) * cover(0.02 + 0.014 * s - away, plate.chest.edge))
+    plate.fill(half, (0.45 + 0.45 * s) * cover(0.026 + 0.02 * s - away, plate.chest.edge))
 
 
 def _pneumothorax(plate: Plate, half: Half, finding: Finding, rng: np.random.Generator) -> None:
   """Air outside the lung: no vessels beyond a thin line, most of it above and at the side; the lung shrinks."""
   s, y, edge = finding.strength, plate.chest.y, plate.chest.edge
-  depth = 0.06 + 0.34 * s
+  depth = 0.04 + 0.36 * s
   lowest = half.base - 0.35 + 0.6 * s
   inward = np.minimum(half.from_wall + 0.9 * np.maximum(y - lowest, 0.0), 1.1 * half.from_apex)
   free = cover(depth - inward, edge) * half.lung
   plate.vessels *= 1.0 - free
-  plate.air *= 1.0 + 0.22 * free - (0.1 + 0.3 * s) * (half.lung - free)
+  plate.air *= 1.0 + (0.1 + 0.14 * s) * free - (0.1 + 0.3 * s) * (half.lung - free)
   plate.dense += 0.11 * half.lung * cover(0.018 - np.abs(inward - depth), edge)
 
 
 def _effusion(plate: Plate, half: Half, finding: Finding, rng: np.random.Generator) -> None:
   """Fluid up to a level that climbs at the wall."""
   s = finding.strength
-  level = half.base + 0.14 - 0.62 * s - rng.uniform(0.0, 0.04)
+  level = half.base + 0.04 - 0.58 * s - rng.uniform(0.0, 0.04)
   meniscus = level + 0.42 * np.clip(half.from_wall, 0.0, 0.35) ** 0.8
   plate.fill(half, 0.97 * cover(plate.chest.y - meniscus, 0.03))
-  plate.dense += 0.1 * half.lung * cover(plate.chest.y - meniscus, 0.05)
+  plate.dense += 0.16 * half.lung * cover(plate.chest.y - meniscus, 0.05) * cover(half.u - 0.15, 0.15)
 
 
 def _pleura(plate: Plate, half: Half, finding: Finding, rng: np.random.Generator) -> None:
@@ -213,11 +213,11 @@ def _pleura(plate: Plate, half: Half, finding: Finding, rng: np.random.Generator
   s, y, edge = finding.strength, plate.chest.y, plate.chest.edge
   wave = 0.012 * np.sin(17.0 * (y + half.u) + rng.uniform(0, 6))
   if finding.kind == 'apical':
-    rim = cover(0.06 + 0.1 * s + wave - half.from_apex, edge)
+    rim = cover(0.08 + 0.14 * s + wave - half.from_apex, edge)
   else:
-    middle, reach = rng.uniform(-0.1, 0.05), 0.2 + 0.12 * s
-    rim = cover(0.05 + 0.06 * s + wave - half.from_wall, edge) * cover(reach - np.abs(y - middle), 0.06)
-  plate.fill(half, (0.5 + 0.45 * s) * rim)
+    middle, reach = rng.uniform(-0.1, 0.0), 0.24 + 0.12 * s
+    rim = cover(0.06 + 0.1 * s + wave - half.from_wall, edge) * cover(reach - np.abs(y - middle), 0.12)
+  plate.fill(half, (0.6 + 0.4 * s) * rim)
   plate.dense += 0.12 * s * rim * half.lung
 
 
@@ -225,16 +225,16 @@ def _fracture(plate: Plate, half: Half, finding: Finding, rng: np.random.Generat
   """A broken clavicle, or one to three neighbouring ribs with a bruise around each break."""
   s = finding.strength
   if finding.kind == 'clavicle':
-    plate.broken_clavicles.append((half.side, rng.uniform(0.35, 0.55), 0.06 + 0.09 * s))
+    plate.broken_clavicles.append((half.side, rng.uniform(0.35, 0.55), 0.08 + 0.08 * s))
     return
   first, spacing, drop = plate.chest.body.ribs
   number, place = int(rng.integers(3, 6)), rng.uniform(0.58, 0.72)
   for i in range(1 + finding.degree):
     here = place + rng.uniform(-0.04, 0.04)
-    plate.broken_ribs.append((half.side, number + i, here, 0.05 + 0.035 * s))
+    plate.broken_ribs.append((half.side, number + i, here, 0.055 + 0.035 * s))
     y = first + (number + i) * spacing - 0.05 * np.sin(np.pi * here) + drop * here * here
-    away = ((half.u - here * half.wall_at(y)) / 0.05, (plate.chest.y - y) / 0.04)
-    plate.dense += (0.08 + 0.12 * s) * bell(*away)
+    away = ((half.u - here * half.wall_at(y)) / 0.065, (plate.chest.y - y) / 0.055)
+    plate.dense += (0.18 + 0.2 * s) * bell(*away)
 
 
 def _device(plate: Plate, half: Half, finding: Finding, rng: np.random.Generator) -> None:
@@ -243,21 +243,21 @@ def _device(plate: Plate, half: Half, finding: Finding, rng: np.random.Generator
   jitter = float(rng.uniform(-0.04, 0.04))
   if finding.kind == 'chest tube':
     way = [(half.width + 0.2, 0.45), (0.8 * half.width, 0.2 + jitter), (0.55 + jitter, -0.15), (0.42 + jitter, -0.55)]
-    plate.line(half, way, 0.022, 0.3)
+    plate.line(half, way, 0.03, 0.4)
   elif finding.kind == 'central line':
     vein = -0.09 * side  # the superior vena cava lies on the right, whichever side the line comes from
     way = [(0.62, -0.58), (0.4, -0.66 + jitter), (0.2, -0.6), (vein, -0.42), (vein, -0.02 + jitter)]
-    plate.line(half, way, 0.016, 0.32)
+    plate.line(half, way, 0.024, 0.42)
   elif finding.kind == 'pacemaker':
     x, y = 0.5 + jitter, -0.42 + jitter
     box = np.maximum(np.abs(half.u - x) - 0.05, 0.0) ** 2 + np.maximum(np.abs(chest.y - y) - 0.03, 0.0) ** 2
     plate.dense += 1.1 * cover(0.055 - np.sqrt(box), chest.edge)
-    plate.line(half, [(x, y - 0.05), (0.25, -0.56), (-0.07, -0.36), (-0.1, 0.05), (0.2, half.base - 0.1)], 0.013, 0.35)
+    plate.line(half, [(x, y - 0.05), (0.25, -0.56), (-0.07, -0.36), (-0.1, 0.05), (0.2, half.base - 0.1)], 0.018, 0.45)
   elif half.side == LEFT:
     tube = [(0.0, -1.1), (0.01, -0.36 + jitter)]
     if finding.kind == 'nasogastric tube':
       tube = [(0.0, -1.1), (0.02, 0.1), (0.06, half.base - 0.02), (0.2, half.base + 0.16), (0.34, half.base + 0.2)]
-    plate.line(half, tube, 0.018, 0.4)
+    plate.line(half, tube, 0.026, 0.55)
 
 
 _PAINTERS = {
