@@ -169,7 +169,7 @@ def merge_lora(params: Mapping[str, Any], alpha: float) -> dict[str, Any]:
   """Adds the low-rank updates into their kernels and drops them: the parameters of the plain network.
 
   Args:
-    params: {'/'-joined path: array}.
+    params: {'/'-joined path: array}, from a loop or from a scan over blocks.
     alpha: as given to `lora`; the rank is read from the arrays.
   """
   merged = {path: leaf for path, leaf in params.items() if path.split('/')[-1] not in ('lora_a', 'lora_b')}
@@ -177,5 +177,6 @@ def merge_lora(params: Mapping[str, Any], alpha: float) -> dict[str, Any]:
     if path.split('/')[-1] == 'lora_a':
       layer = path[: -len('lora_a')]
       update = jnp.matmul(down, params[f'{layer}lora_b'], precision='highest')
-      merged[f'{layer}kernel'] = merged[f'{layer}kernel'] + alpha / down.shape[-1] * update
+      kernel = merged[f'{layer}kernel']
+      merged[f'{layer}kernel'] = (kernel + alpha / down.shape[-1] * update).astype(kernel.dtype)
   return merged

@@ -43,7 +43,7 @@ SMALLEST = 768
 
 
 Past = tuple[jax.Array, jax.Array]
-"""One layer's part of a cache, or what it adds to it: key and value [B, H, N, D]."""
+"""One layer's part of a cache, or what it adds to it: key and value [B H, N, D]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +86,11 @@ class Attention(nn.Module):
       linear(name=name)(x).reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
       for name in ('query', 'key', 'value')
     )
-    new = [part.swapaxes(1, 2) for part in new]
-    known = new if past is None else [write(old, part, view.start, 2) for old, part in zip(past, new, strict=True)]
-    key, value = (part.swapaxes(1, 2) for part in known)
+    key, value = new
+    if past is not None:
+      new = [part.swapaxes(1, 2).reshape(-1, *part.shape[1::2]) for part in new]
+      known = (write(old, part, view.start, 1) for old, part in zip(past, new, strict=True))
+      key, value = (part.reshape(x.shape[0], self.heads, *part.shape[1:]).swapaxes(1, 2) for part in known)
     weights = None
     if view.attention or (view.train and self.dropout > 0):
       weights = attention_weights(query, key, mask=view.pairs)

@@ -40,7 +40,7 @@ from core.errors import UserError, nearest
 from core.nn import adapters
 from core.nn.cache import Cache, write
 from core.nn.gpt import normal
-from core.nn.layers import attention, dense
+from core.nn.layers import MASKED, attention, dense
 
 SCALINGS = ('linear', 'llama3', 'yarn')
 
@@ -139,7 +139,7 @@ class View:
 
 
 Past = tuple[Any, Any]
-"""A cache's keys and values, of all layers: L arrays [B, H, P, D] each, or one [L, B, H, P, D]."""
+"""A cache's keys and values, of all layers: L arrays [B K, P, D] each, or one [L, B K, P, D]."""
 
 
 class Attention(nn.Module):
@@ -160,9 +160,12 @@ class Attention(nn.Module):
       for name, count in (('query', self.heads), ('key', self.kv_heads), ('value', self.kv_heads))
     )
     query, key = _turned(query, *view.turn), _turned(key, *view.turn)
-    if past is not None:
-      past, (key, value) = _remember(past, (key, value), layer, view.start)
-    y = _grouped(query, key, value, view.pairs).reshape(*x.shape[:-1], -1)
+    if past is None:
+      y = _grouped(query, key, value, view.pairs)
+    else:
+      past, known = _remember(past, (key, value), layer, view.start)
+      y = _recalled(query, *known, view.pairs)
+    y = y.reshape(*x.shape[:-1], -1)
     out = view.dense(x.shape[-1], name='out', use_bias=False, kernel_init=normal(0.02 * (2 * self.depth) ** -0.5))
     return out(y), past
 
@@ -336,7 +339,7 @@ class Llama(nn.Module):
     def apply(block: nn.Module, carried: Any, layer: jax.Array | int) -> tuple[Any, None]:
       return block(*carried, layer, view), None
 
-    if self.remat:
+    if self.remat and past is None:  # nothing flows back through a cache
       apply = nn.remat(apply, prevent_cse=not self.scan)
     if self.scan:
       layers = nn.scan(
@@ -383,19 +386,30 @@ def _turned(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def _remember(past: Past, new: Past, layer: jax.Array | int, start: jax.Array | int) -> tuple[Past, Past]:
-  """The cache with a layer's new keys and values [B, N, H, D] from place `start` on, and that layer's [B, M, H, D]."""
-  pairs = [_put(arrays, part.swapaxes(1, 2), layer, start) for arrays, part in zip(past, new, strict=True)]
-  arrays, parts = zip(*pairs, strict=True)
-  return arrays, tuple(part.swapaxes(1, 2) for part in parts)
+  """(the cache with a layer's new keys and values [B, N, K, D] from place `start` on, that layer's [B K, P, D])."""
+  pairs = []
+  for arrays, part in zip(past, new, strict=True):
+    part = part.swapaxes(1, 2).reshape(-1, *part.shape[1::2])
+    if isinstance(arrays, tuple):
+      own = write(arrays[layer], part, start, 1)
+      pairs.append(((*arrays[:layer], own, *arrays[layer + 1 :]), own))
+    else:
+      arrays = jax.lax.dynamic_update_slice(arrays, part[None].astype(arrays.dtype), (layer, 0, start, 0))
+      pairs.append((arrays, jax.lax.dynamic_index_in_dim(arrays, layer, keepdims=False)))
+  return tuple(zip(*pairs, strict=True))
 
 
-def _put(arrays: Any, part: jax.Array, layer: jax.Array | int, start: jax.Array | int) -> tuple[Any, jax.Array]:
-  """(arrays with the part [B, H, N, D] in those of a layer from place `start` on, the layer's own [B, H, P, D])."""
-  if isinstance(arrays, tuple):
-    own = write(arrays[layer], part, start, 2)
-    return (*arrays[:layer], own, *arrays[layer + 1 :]), own
-  arrays = jax.lax.dynamic_update_slice(arrays, part[None].astype(arrays.dtype), (layer, 0, 0, start, 0))
-  return arrays, jax.lax.dynamic_index_in_dim(arrays, layer, keepdims=False)
+def _recalled(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> jax.Array:
+  """As `_grouped`, over a cache's keys and values [B K, M, D] as they lie there."""
+  batch, count, heads, width = query.shape
+  kept = key.shape[0] // batch
+  rows = query.reshape(batch, count, kept, heads // kept, width).transpose(0, 2, 1, 3, 4)
+  rows = rows.reshape(batch * kept, -1, width) * width**-0.5
+  scores = jnp.einsum('btd,bmd->btm', rows, key, preferred_element_type=jnp.float32)
+  scores = jnp.where(pairs[..., None, :], scores.reshape(batch, kept, count, -1, scores.shape[-1]), MASKED)
+  weights = jax.nn.softmax(scores).astype(value.dtype).reshape(batch * kept, -1, scores.shape[-1])
+  y = jnp.einsum('btm,bmd->btd', weights, value)
+  return y.reshape(batch, kept, count, -1, width).transpose(0, 2, 1, 3, 4).reshape(query.shape)
 
 
 def _grouped(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from core.errors import UserError
 from core.nn.layers import LayerNorm, attention, dense, gelu
@@ -203,7 +204,8 @@ def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
       name = f'{path[: match.start()]}{match[1]}blocks/{path[match.end() :]}'
       layers.setdefault(name, {})[int(match[2])] = leaf
   for name, by_layer in layers.items():
-    stacked[name] = jnp.stack([by_layer[i] for i in range(len(by_layer))])
+    stack = np.stack if isinstance(by_layer[0], np.ndarray) else jnp.stack  # host arrays stay on the host
+    stacked[name] = stack([by_layer[i] for i in range(len(by_layer))])
   return stacked
 
 
