@@ -8,6 +8,10 @@ Measured on one core of the reference machine: 475 films/s at 64 px (142 at 128,
 training studies 48% have nothing drawn; of their 24,000 sentences 9.2% assert a finding, 1.2% call one possible, 73%
 deny, 16% are neutral; a report has 8 sentences and 40 words, of a vocabulary of 150.
 
+How hard the findings are, measured once with throw-away networks trained on the labels of 2,000 films, AUROC on 1,500
+others: a small convolutional network .96 on average, all above .91 but Fracture, .72; a ViT of patch 8, width 64 and 3
+layers after 930 steps .90, lowest Fracture .68, Pleural Other .77, Support Devices .82. Faint findings are harder.
+
 Like every drawing, it shows whether a method works, never how well it would do on patients.
 """
 
