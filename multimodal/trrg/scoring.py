@@ -54,8 +54,8 @@ class Judge:
 
   def perception(self, variables: Variables, split: str) -> Evaluation:
     """'auroc' (macro over the observations that occur and do not occur) and 'auroc/<name>', positive against the rest;
-    'clue/f1', 'clue/precision', 'clue/recall' (macro over the 13) and 'clue/micro_f1' of the chosen clues; 'clues', their
-    number per study.
+    'clue/f1', 'clue/precision', 'clue/recall' (macro over the 13) and 'clue/micro_f1' of the chosen clues; 'clues',
+    their number per study.
 
     Returns:
       arrays: 'margin' f32 [N, 14], 'chosen' bool [N, 13], 'labels' int8 [N, 14].

@@ -73,14 +73,14 @@ class Task(contract.Task):
     return self._networks(rows, injection.template(language.encode, self.config.language.instruction, bos=language.bos))
 
   def _vocabularies(self, tokenizers: data.Tokenizers | None = None) -> tuple[int, int]:
-    """Rows of the two embedding tables: what a tokenizer that was trained has, or what the config says of a public one."""
-    config, found = self.config, []
-    for name in ('text', 'language'):
-      public = config[name].tokenizer
-      found.append(
-        config[name].vocabulary if public else getattr(tokenizers or self.corpus.tokenizers, name).vocabulary
-      )
-    return found[0], found[1]
+    """Rows of the two embedding tables: what a trained tokenizer has, or what the config says of a public one."""
+
+    def rows(name: str) -> int:
+      section = self.config[name]
+      own = not section.tokenizer
+      return getattr(tokenizers or self.corpus.tokenizers, name).vocabulary if own else section.vocabulary
+
+    return rows('text'), rows('language')
 
   def _networks(self, vocabularies: tuple[int, int], template: injection.Template | None) -> model.Reporter:
     return model.Reporter(
@@ -178,9 +178,7 @@ class Task(contract.Task):
     """The clues of the training split, out of fold with `clues.crossfit`."""
     if not self.config.clues.crossfit:
       return self.judge.clues(variables, 'train')
-    margins, theta = (
-      np.asarray(jax.device_get(variables[a][b])) for a, b in (('crossfit', 'margin'), ('clues', 'theta'))
-    )
+    margins, theta = jax.device_get((variables['crossfit']['margin'], variables['clues']['theta']))
     return data.Clues(margins, perception.select(margins, theta, self.config.model.clues.limit), theta)
 
   def _all(self) -> data.Rows:
@@ -213,7 +211,7 @@ class Task(contract.Task):
     tokenizer, length = self.corpus.tokenizers.text, self.config.text.length
     sides = [[data.sentence_ids(tokenizer, prompts[side], length) for prompts in PROMPTS] for side in (0, 1)]
     words = data.sentence_ids(tokenizer, [prompts[0][0] for prompts in PROMPTS[:CLUES]], self.reporter.words)
-    return self.reporter.bank(variables, *sides, words)
+    return jax.jit(lambda weights: self.reporter.bank(weights, *sides, words))(variables)
 
   def perceive(self, context: contract.StageContext) -> contract.Variables:
     """Clue bank, thresholds, class weights; stage 2 starts from a copy of the film encoder (spec 3.4, 3.8)."""
@@ -284,6 +282,7 @@ def _is_first(path: str) -> bool:
 
 def _check(config: Any) -> None:
   """Finds words that mean nothing, and choices that do not go together, before the first step."""
+  data.is_procedural(config)
   choices = {
     'contrast.targets': contrast.TARGETS, 'model.disease.loss': consistency.LOSSES,
     'clues.source': ('perceived', 'labels'), 'clues.crossfit': (0, HALVES),

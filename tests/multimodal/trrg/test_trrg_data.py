@@ -116,9 +116,8 @@ def test_interventions(corpus, clues):
   assert np.array_equal(oracle.margins[:, :CLUES][~oracle.chosen], clues.margins[:, :CLUES][~oracle.chosen])
   assert not clues.source('none', labels).chosen.any()
   shuffled = clues.source('shuffled', labels)
-  assert np.array_equal(shuffled.chosen[1:], clues.chosen[:-1]) and np.array_equal(
-    shuffled.margins[0], clues.margins[-1]
-  )
+  assert np.array_equal(shuffled.chosen[1:], clues.chosen[:-1])
+  assert np.array_equal(shuffled.margins[0], clues.margins[-1])
   assert clues.source('predicted', labels) is clues
   with pytest.raises(UserError, match="'oracel'.*oracle"):
     clues.source('oracel', labels)
