@@ -58,7 +58,7 @@ def run(
   output.mkdir(parents=True, exist_ok=True)
   _write(output, rows, {'run': str(folder), 'step': trained.meta['step']})
   written = predictor.finish(rows, output)
-  _show(rows)
+  _show(rows, predictor.shown)
   for path in (output / 'predictions.json', output / 'predictions.csv', *written):
     print(f'Written: {path}', flush=True)
   return rows
@@ -127,11 +127,11 @@ def _write(output: pathlib.Path, rows: Sequence[Row], source: Row) -> None:
       writer.writerow({k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in row.items()})
 
 
-def _show(rows: Sequence[Row]) -> None:
+def _show(rows: Sequence[Row], shown: Sequence[str] = ()) -> None:
   """A table of what was served, and a line with its reason for everything that was not."""
   served = [row for row in rows if 'error' not in row]
   if served:
-    columns = _columns(served)
+    columns = ['file', *shown] if shown else _columns(served)
     print(command.text_table(report.Table(columns, [[row.get(name) for name in columns] for row in served])))
   for row in rows:
     if 'error' in row:

@@ -157,6 +157,9 @@ class Predictor(abc.ABC):
   suffixes: tuple[str, ...] = ()
   """Lower-case endings of the files it takes, e.g. ('.jpg', '.mp4')."""
 
+  shown: tuple[str, ...] = ()
+  """Keys of its rows that the printed table has; () for all. A report's margins would not fit on a line."""
+
   def cases(
     self, files: Sequence[pathlib.Path], folder: pathlib.Path | None = None
   ) -> Sequence[tuple[pathlib.Path, ...]]:
