@@ -28,16 +28,25 @@ from absl import flags
 from core.errors import UserError, nearest
 from core.nn import adapters, gpt
 from core.nn import bert as bert_nn
+from core.nn import llama as llama_nn
 from core.nn import resnet as resnet_nn
 from core.nn import swin as swin_nn
 from core.nn import videomae as videomae_nn
 from core.nn import vit as vit_nn
 from core.train import backend, checkpoint
-from core.weights import bert, files, gpt2, resnet, swin, table, videomae, vit
+from core.weights import bert, files, gpt2, llama, resnet, swin, table, videomae, vit
 from launch import command
 
 # in this order where names tell: a VideoMAE and a Swin have the marker of transformers' ViT too
-ARCHITECTURES = {'videomae': videomae, 'swin': swin, 'vit': vit, 'resnet': resnet, 'gpt2': gpt2, 'bert': bert}
+ARCHITECTURES = {
+  'videomae': videomae,
+  'swin': swin,
+  'vit': vit,
+  'resnet': resnet,
+  'gpt2': gpt2,
+  'bert': bert,
+  'llama': llama,
+}
 NETWORKS = {
   'videomae': videomae_nn.VideoMAE,
   'swin': swin_nn.Swin,
@@ -45,9 +54,11 @@ NETWORKS = {
   'resnet': resnet_nn.ResNet,
   'gpt2': gpt.Decoder,
   'bert': bert_nn.Bert,
+  'llama': llama_nn.Llama,
 }
 MARKERS = {
   'bert': ('words/embedding',),
+  'llama': ('embed/embedding',),
   'swin': ('norm_patches/scale',),
   'vit': ('patches/kernel',),
   'resnet': ('stem/conv/kernel',),
@@ -55,7 +66,7 @@ MARKERS = {
   'gpt2': ('block_0/attention/query/kernel', 'blocks/attention/query/kernel'),
 }
 """Leaves, any of which tells an architecture among our paths; the first architecture that has one is it."""
-SEQUENCES = ('gpt2', 'bert')
+SEQUENCES = ('gpt2', 'bert', 'llama')
 """Architectures over embeddings [B, T, width]; the others are over images [B, height, width, 3] and clips."""
 
 
@@ -82,6 +93,9 @@ def inspect(
     size = {'clip_size' if architecture == 'videomae' else 'image_size': pixels}
     inputs = (1, *pixels, 3)
   network = NETWORKS[architecture](**fields)
+  if architecture == 'llama':  # in the file's own type: seven billion numbers need not become twice as long
+    name = next(name for name in tensors if name.endswith('model.norm.weight'))
+    network = network.clone(param_dtype=tensors[name].dtype)
   shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct(inputs, np.float32))
   options = {'grid': network.tokens(pixels).grid} if architecture == 'vit' else {}
   loaded, account = module.load(_flat(shapes), tensors, **options)

@@ -5,13 +5,15 @@ import types
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
-from core.nn import adapters, bert, gpt, resnet, swin, videomae, vit
+from core.nn import adapters, bert, gpt, llama, resnet, swin, videomae, vit
 from core.weights import bert as bert_weights
 from core.weights import files
 from core.weights import gpt2 as gpt2_weights
+from core.weights import llama as llama_weights
 from core.weights import resnet as resnet_weights
 from core.weights import swin as swin_weights
 from core.weights import videomae as videomae_weights
@@ -82,6 +84,7 @@ def test_a_videomae_and_a_gpt2_are_seen_from_their_names(tmp_path, capsys):
 
 
 BERT = bert.Bert(vocabulary=9, width=12, depth=2, heads=1, mlp_dim=20, max_positions=7)
+LLAMA = llama.Llama(vocabulary=9, width=8, depth=2, heads=2, kv_heads=1, mlp_dim=12)
 SWIN = swin.Swin(width=6, depths=(2, 1), heads=(2, 3), patch=2, window=3)
 
 
@@ -107,14 +110,32 @@ def test_a_bert_and_a_swin_are_seen_from_their_names(tmp_path, capsys):
   assert 'image_size (224, 224)' in printed and 'fresh    0 leaves' in printed
 
 
+def test_a_llama_is_read_and_written_in_its_own_number_type(tmp_path, capsys):
+  tensors = {
+    name: value.astype(ml_dtypes.bfloat16)
+    for name, value in llama_weights.export(sequence_leaves(LLAMA), 'transformers').items()
+  }
+  files.write(tmp_path / 'in' / 'model.safetensors', tensors)
+  (tmp_path / 'in' / 'config.json').write_text('{"model_type": "llama", "num_attention_heads": 2}')
+  output = tmp_path / 'out.safetensors'
+  assert convert.main([f'--input={tmp_path / "in"}', f'--output={output}', '--layout=transformers']) == 0
+  printed = capsys.readouterr().out
+  assert 'llama: vocabulary 9, width 8, depth 2, heads 2, kv_heads 1' in printed and 'fresh    0 leaves' in printed
+  written = files.read(output)
+  assert set(written) == set(tensors)
+  for name, value in tensors.items():
+    np.testing.assert_array_equal(written[name], value, err_msg=name, strict=True)
+
+
 @pytest.mark.parametrize(
   ('own', 'architecture', 'name', 'path'),
   [
+    (sequence_leaves(LLAMA), 'llama', 'model.layers.1.post_attention_layernorm.weight', 'block_1/norm_mlp/scale'),
     (sequence_leaves(BERT), 'bert', 'encoder.layer.1.output.LayerNorm.weight', 'block_1/norm_mlp/scale'),
     (leaves(SWIN), 'swin', 'encoder.layers.0.downsample.norm.bias', 'stage_0/merge/norm/bias'),
   ],
 )
-def test_a_bert_and_a_swin_of_a_run_are_exported(tmp_path, monkeypatch, capsys, own, architecture, name, path):
+def test_a_llama_a_bert_and_a_swin_of_a_run_are_exported(tmp_path, monkeypatch, capsys, own, architecture, name, path):
   params = flax.traverse_util.unflatten_dict({f'text/{key}': leaf for key, leaf in own.items()}, sep='/')
   monkeypatch.setattr(convert.checkpoint, 'restore_variables', lambda workdir, which: ({'params': params}, {}))
   output = tmp_path / 'x.safetensors'
