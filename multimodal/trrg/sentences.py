@@ -36,7 +36,7 @@ def split(report: str, *, tokens: int = 2) -> list[str]:
 
 
 def normalized(sentence: str) -> str:
-  """Lower case, letters and digits only, single spaces: equal iff two sentences say the same words in the same order."""
+  """Lower case, letters and digits only, single spaces: equal iff two sentences have the same words."""
   return ' '.join(_TOKENS.findall(sentence.lower()))
 
 
