@@ -149,11 +149,9 @@ class Task(contract.Task):
   def _is_second(self, path: str) -> bool:
     """What stage 2 trains: all but perception, as far as `tuning` lets it (spec 3.8)."""
     part = path.split('/')[0]
-    if part == model.LANGUAGE:
-      tuning = self.config.model.language.tuning
-      return tuning == 'full' or (tuning == 'lora' and adapters.is_adapter(path))
-    if part == model.VISION:
-      return self.config.model.vision.tuning == 'train'
+    if part in (model.LANGUAGE, model.VISION):
+      tuning = self.config.model[part].tuning
+      return tuning in ('full', 'train') or (tuning == 'lora' and adapters.is_adapter(path))
     return part != model.PERCEPTION
 
   def sentences(self, context: contract.StageContext, half: int | None = None) -> grain.IterDataset:
