@@ -138,7 +138,10 @@ class Corpus:
     """Labels of texts; those of CheXbert are kept on disk."""
     data = self.config.data
     found = labeller.open(data.labeller, tokenizer=data.labeller_tokenizer)
-    return found if data.labeller == 'rules' else labeller.cached(found, self.root / 'labels.npz')
+    if data.labeller == 'rules':
+      return found
+    about = pathlib.Path(data.labeller).expanduser().stat()  # another checkpoint has labels of its own
+    return labeller.cached(found, self.root / f'labels-{about.st_size}-{about.st_mtime_ns}.npz')
 
   @functools.cache  # noqa: B019 - a corpus lives as long as its run
   def reports(self, split: str) -> list[str]:
