@@ -10,7 +10,7 @@ import pytest
 from core.errors import UserError
 from core.metrics import text
 
-WORDS = 'the heart lungs are clear no pleural effusion or pneumothorax is seen . normal in size'.split()
+WORDS = ('the', 'heart', 'lungs', 'are', 'clear', 'no', 'effusion', 'or', 'edema', 'is', 'seen', '.', 'normal', 'in')
 
 
 @pytest.fixture(scope='module')
@@ -101,9 +101,7 @@ def test_a_line_break_is_a_space():
 def test_meteor_runs_where_java_is():
   references = ['the lungs are clear .', 'there is a pleural effusion .', 'no edema .']
   hypotheses = ['the lungs\nare clear .', 'pleural effusions ||| are seen .', '']
-  scores = text.language(hypotheses, references, meteor='on')
-  assert 0.2 < scores['meteor'] < 0.7
-  assert text.language(references, references)['meteor'] > 0.95
+  assert 0.2 < text.language(hypotheses, references, meteor='on')['meteor'] < 0.7
 
 
 def test_without_java_it_is_said_once_and_left_out(monkeypatch):

@@ -12,7 +12,7 @@ from multimodal.trrg import cleaning
 
 GOLDEN = [
   ('r2gen', 'The heart is NORMAL. No effusion.', 'the heart is normal . no effusion .'),
-  ('r2gen', 'Well-expanded lungs: clear; no focal (air-space) disease?', 'well-expanded lungs clear no focal air-space disease .'),
+  ('r2gen', 'Well-expanded: clear; no (air-space) disease?', 'well-expanded clear no air-space disease .'),
   ('r2gen', '1. Cardiomegaly. 2. No edema. 3. Stable.', 'cardiomegaly . no edema . stable .'),
   ('r2gen', 'Clear.. lungs... Normal heart.', 'clear . lungs . normal heart .'),
   ('r2gen', 'Clear. . Normal.', 'clear .  . normal .'),  # the empty sentence stays
