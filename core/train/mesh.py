@@ -29,7 +29,13 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
   Raises:
     UserError: the sizes do not multiply to the number of devices.
   """
-  sizes, devices = [data, fsdp, tensor], jax.device_count()
+  sizes = resolve(jax.device_count(), data, fsdp, tensor)
+  return jax.make_mesh(sizes, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def resolve(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
+  """The sizes of a mesh over so many devices; as `make`."""
+  sizes = [data, fsdp, tensor]
   named = f'mesh data={data}, fsdp={fsdp}, tensor={tensor}'
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
     raise UserError(f'{named}: expected positive sizes, at most one of them -1.')
@@ -37,7 +43,7 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     sizes[sizes.index(-1)] = devices // -int(np.prod(sizes)) or 1
   if int(np.prod(sizes)) != devices:
     raise UserError(f'{named} asks for {abs(int(np.prod(sizes)))} devices or a multiple, found {devices}.')
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+  return tuple(sizes)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
