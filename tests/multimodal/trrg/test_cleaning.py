@@ -32,7 +32,8 @@ def test_golden_strings(style, report, expected):
 
 
 def test_longer_runs_than_the_passes_can_halve_are_left_over():
-  assert cleaning.clean('a' + '.' * 16 + ' b') == 'a . b .'  # three passes: 16, 8, 4, 2
+  assert cleaning.clean('1' + '.' * 16 + ' b') == '1 . b .'  # three passes: 16, 8, 4, 2, so it is no enumerator yet
+  assert cleaning.clean('1' + '.' * 8 + ' b') == 'b .'
   assert cleaning.clean('a' + ' ' * 200 + 'b', 'r2gen_mimic') == 'a' + ' ' * 4 + 'b .'  # six: 200, ..., 7, 4
 
 

@@ -69,6 +69,7 @@ SENTENCES = {
   'The heart may be enlarged.': {HEART: U},
   'There is no mediastinal widening.': {CM: N},
   'The mediastinum is stable.': {},
+  'The mediastinum is stable and the heart is normal in size.': {HEART: N},
   'Clear lungs. Costophrenic angles are sharp.': {OPACITY: N, EFF: N},
   'Blunting of the left costophrenic angle.': {EFF: U},
   'Visualized bony structures reveal no acute abnormalities.': {FRACTURE: N},
