@@ -65,11 +65,11 @@ def heat(film: np.ndarray, seen: np.ndarray, side: int = TILE) -> np.ndarray:
     uint8 [side, side, 3]: the film alone where the look is even or less, red to yellow where it is up to `STRONGEST`.
   """
   strength = np.clip((np.asarray(seen, np.float32) - 1) / (STRONGEST - 1), 0, 1)
-  strength = np.clip(cv2.resize(strength, (side, side), interpolation=cv2.INTER_CUBIC), 0, 1)[..., None]
+  strength = cv2.resize(strength, (side, side), interpolation=cv2.INTER_LINEAR)[..., None]  # a cubic would ring
   colour = 255 * matplotlib.colormaps['autumn'](0.9 * strength[..., 0])[..., :3]
   grey = np.repeat(square(film, side)[..., None], 3, -1)
-  alpha = 0.7 * np.sqrt(strength)
-  return np.round((1 - alpha) * grey + alpha * colour).astype(np.uint8)
+  alpha = 0.75 * np.sqrt(strength)  # bone is white: under colour it is darkened, or all hues would be pale
+  return np.round((1 - alpha) * (1 - 0.3 * alpha) * grey + alpha * colour).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
