@@ -213,8 +213,7 @@ class Task(contract.Task):
 
   def perceive(self, context: contract.StageContext) -> contract.Variables:
     """Clue bank, thresholds, class weights; stage 2 starts from a copy of the film encoder (spec 3.4, 3.8)."""
-    present = (self.corpus.labels('train') == POSITIVE).mean(0)
-    weights = np.log(1 / np.clip(present, 1 / len(self.corpus.labels('train')), 1)).astype(np.float32)
+    weights = consistency.positive_weights(self.corpus.labels('train'))
     clues = {**context.variables['clues'], **self.bank(context.variables), 'pos_weight': weights}
     variables = self.reporter.begin({**context.variables, 'clues': clues})
     if self.config.clues.source == 'perceived':
