@@ -111,6 +111,7 @@ def embedded() -> ConfigDict:
   config.eval.batch_size = 32
   config.eval.limit = 0  # reports written per split, spread over it; 0: all
   config.eval.references = ('full',)  # protocols, also 'r2gengpt', 'r2gen'
+  config.eval.meteor = ('test',)  # splits of which METEOR is computed, where Java is there: ten seconds each
   config.eval.reference_length = 100  # tokens that the protocols cut references to
   config.eval.final = (
     ('perception', 'test'), ('report', 'test'), ('interventions', 'test'),
@@ -179,7 +180,7 @@ def paper() -> ConfigDict:
   config.language_model.steps = 0  # the language model comes trained
   config.decoding.update({'beams': 0, 'max_new_tokens': 0})
   config.eval.batch_size = 16
-  config.eval.references = ('full', 'r2gengpt')
+  config.eval.references = ('full', 'r2gengpt', 'r2gen')
   config.mesh = ConfigDict({'data': 1, 'fsdp': -1, 'tensor': 1})
   return config
 

@@ -7,6 +7,7 @@ interventions  the same reports with no clues, with those of another study, with
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -82,7 +83,8 @@ class Judge:
     """
     rows, found = self._judged(split), self.clues(variables, split)
     texts = self.texts(variables, f'{split}|predicted')
-    scalars, written = self._scores(split, texts, found)
+    meteor = 'auto' if split in self.config.eval.meteor else 'off'
+    scalars, written = self._scores(split, texts, found, meteor)
     labels, columns = self.corpus.labels(split)[rows.indices], self.corpus.columns(split)
     references = [self.corpus.reports(split)[i] for i in rows.indices]
     arrays = {
@@ -128,7 +130,9 @@ class Judge:
       texts += [written[i] for i in kept]
     return texts
 
-  def _scores(self, split: str, texts: list[str], clues: Clues) -> tuple[dict[str, float], np.ndarray]:
+  def _scores(
+    self, split: str, texts: list[str], clues: Clues, meteor: str = 'off'
+  ) -> tuple[dict[str, float], np.ndarray]:
     """(scalars, labels int8 [M, 14] of the texts)."""
     indices = self._judged(split).indices
     labels, written = self.corpus.labels(split)[indices], self.corpus.labeller(texts)
@@ -136,15 +140,23 @@ class Judge:
     whole = [self.corpus.reports(split)[i] for i in indices]
     for protocol in self.config.eval.references:
       references = cleaning.references(
-        whole, protocol, tokenizer=self.corpus.tokenizers.language, limit=self.config.eval.reference_length
-      )
-      scalars |= {f'{protocol}/{name}': value for name, value in text_metrics.language(texts, references).items()}
+        whole, protocol, tokenizer=self.corpus.tokenizers.language, limit=self.config.eval.reference_length,
+        words=self._words if protocol == 'r2gen' else None,
+      )  # fmt: skip
+      scores = text_metrics.language(texts, references, meteor=meteor)
+      scalars |= {f'{protocol}/{name}': value for name, value in scores.items()}
     scalars |= {f'ce/{name}': value for name, value in clinical.efficacy(written, labels).items()}
     scores = truthfulness.diagnostics(clues.chosen[indices], written, labels)
     scalars |= {f'truth/{name}': value for name, value in scores.items()}
     scalars['distinct'] = float(text_metrics.distinct(texts))
     scalars['tokens'] = float(np.mean([len(text.split()) for text in texts]))
     return scalars, written
+
+  @functools.cached_property
+  def _words(self) -> Any:
+    """The words that R2Gen's references keep: 3 times in training for IU-Xray, 10 times for MIMIC-CXR (spec 5.2)."""
+    least = 10 if self.config.data.dataset == 'mimic_cxr' else 3
+    return cleaning.vocabulary(self.corpus.reports('train'), least)
 
   def _metadata(self) -> dict[str, Any]:
     return {'tokenizers': self.corpus.tokenizers.plain()}
