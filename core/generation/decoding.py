@@ -24,8 +24,8 @@ class Decoding:
     length_penalty: a finished beam is ranked by sum(log p) / length^length_penalty; > 0 favours long ones.
     min_new_tokens: the end is forbidden before so many tokens.
     max_new_tokens: the end comes after so many tokens, N.
-    early_stopping: when a beam search is over. True: as many finished beams as there are beams. False: then, or when no
-      open beam beats the worst of them at its present length. 'never': when none could at the length that suits it best.
+    early_stopping: when a beam search is over. True: there are as many finished beams as beams. False: there are, and
+      no open beam beats the worst of them at its present length. 'never': nor at the length that suits it best.
     stop: texts that end a sample: the token that completes one is its last, and its text is cut before it.
   """
 

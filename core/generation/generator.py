@@ -150,13 +150,11 @@ class Generator:
     batch, count = mask.shape
     plan = self._plan(decoding)
     state = plan.begin(Prompt.of(prompt_ids, mask), rng)
-    cache = self.network.empty_cache(batch, count + decoding.max_new_tokens)
+    cache = self.network.empty_cache(batch, count)
     hidden, cache = self.network.apply(variables, embeddings, mask=mask, cache=cache)
     last = (count - 1 - mask[:, ::-1].argmax(1))[:, None, None]  # the last that is not padding
     logits = self._logits(variables, jnp.take_along_axis(hidden, last, axis=1))
-    if decoding.beams > 1:
-      cache = cache.take(jnp.repeat(jnp.arange(batch), decoding.beams))
-    return state, plan.propose(state, logits), cache
+    return state, plan.propose(state, logits), cache.branch(decoding.beams, decoding.max_new_tokens)
 
   def _step(self, variables, state, cache, *, decoding):
     """(candidates for the token after the latest, cache with the latest)."""

@@ -22,12 +22,15 @@ class Cache(flax.struct.PyTreeNode):
       H may be fewer heads than the queries have.
     attendable: bool [B, P]; True where a position is filled and is not padding.
     length: i32 scalar.
+    shared: the cache that these rows go on from, which has B / R rows: row i of this one goes on from its row i // R,
+      and attends to it first. None: they begin here.
   """
 
   key: Any
   value: Any
   attendable: jax.Array
   length: jax.Array
+  shared: Cache | None = None
 
   @classmethod
   def empty(
@@ -56,15 +59,40 @@ class Cache(flax.struct.PyTreeNode):
   def extend(self, key: Any, value: Any, attendable: jax.Array) -> Cache:
     """The cache with N more positions: key, value L arrays [B H, N, D] or [L, B H, N, D], attendable bool [B, N]."""
     put = lambda array, part: write(array, part, self.length, array.ndim - 2)  # noqa: E731
-    return Cache(
-      jax.tree.map(put, self.key, key),
-      jax.tree.map(put, self.value, value),
-      write(self.attendable, attendable, self.length, 1),
-      self.length + attendable.shape[1],
+    return self.replace(
+      key=jax.tree.map(put, self.key, key),
+      value=jax.tree.map(put, self.value, value),
+      attendable=write(self.attendable, attendable, self.length, 1),
+      length=self.length + attendable.shape[1],
     )
 
+  def branch(self, times: int, places: int) -> Cache:
+    """An empty cache of `places` places, of which `times` rows go on from each of this one's.
+
+    What a prompt left is then read, not carried: neither the texts that go on from one prompt copy it, nor a loop.
+    """
+    batch = self.attendable.shape[0] * times
+
+    def empty(array: jax.Array) -> jax.Array:
+      return jnp.zeros((*array.shape[:-3], array.shape[-3] * times, places, array.shape[-1]), array.dtype)
+
+    return Cache(
+      jax.tree.map(empty, self.key),
+      jax.tree.map(empty, self.value),
+      jnp.zeros((batch, places), bool),
+      jnp.zeros((), jnp.int32),
+      self,
+    )
+
+  def line(self) -> list[Cache]:
+    """This cache, and those that it goes on from."""
+    return [self] if self.shared is None else [self, *self.shared.line()]
+
   def take(self, rows: jax.Array) -> Cache:
-    """The cache whose row i is this one's row rows[i]: i32 [B'], repeats allowed (beams that go on from another)."""
+    """The cache whose row i is this one's row rows[i]: i32 [B'], repeats allowed (beams that go on from another).
+
+    What they go on from stays: rows of a branch are only taken from among those of the same row.
+    """
     count = self.attendable.shape[0]
 
     def of(array: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -128,12 +128,14 @@ class View:
   Attributes:
     pairs: bool [B or 1, 1, T, M]; True where a position (T) may attend to another (M).
     start: number of the cache's places before these.
+    before: (key, value, pairs) of the caches that this one goes on from, keys and values of all layers.
     turn: (cos, sin) f32 [B, T, 1, head width / 2].
     dense: makes the linear layers, dropout decided.
   """
 
   pairs: jax.Array
   start: jax.Array | int
+  before: tuple[tuple[Any, Any, jax.Array], ...]
   turn: tuple[jax.Array, jax.Array]
   dense: Callable[..., nn.Module]
 
@@ -164,7 +166,8 @@ class Attention(nn.Module):
       y = _grouped(query, key, value, view.pairs)
     else:
       past, known = _remember(past, (key, value), layer, view.start)
-      y = _recalled(query, *known, view.pairs)
+      before = ((_of_layer(key, layer), _of_layer(value, layer), pairs) for key, value, pairs in view.before)
+      y = _recalled(query, [(*known, view.pairs), *before])
     y = y.reshape(*x.shape[:-1], -1)
     out = view.dense(x.shape[-1], name='out', use_bias=False, kernel_init=normal(0.02 * (2 * self.depth) ** -0.5))
     return out(y), past
@@ -292,19 +295,23 @@ class Llama(nn.Module):
       self._embed(jnp.zeros((), jnp.int32))
     count, start = x.shape[1], 0 if cache is None else cache.length
     known = jnp.ones(x.shape[:2], bool) if mask is None else mask
-    before, valid = 0, known
+    valid, seen, before = known, 0, []
     if cache is not None:
-      before, valid = cache.attendable.sum(-1, keepdims=True), write(cache.attendable, known, start, 1)
+      valid = write(cache.attendable, known, start, 1)
+      for each in cache.line():
+        seen += jnp.repeat(each.attendable.sum(-1, keepdims=True), len(x) // len(each.attendable), axis=0)
+        before.append((each.key, each.value, each.attendable[:, None, None]))
     if positions is None:
-      positions = before + jnp.maximum(jnp.cumsum(known, axis=-1) - 1, 0)
+      positions = seen + jnp.maximum(jnp.cumsum(known, axis=-1) - 1, 0)
     linear = functools.partial(adapters.training(self.dense, train), dtype=self.dtype, param_dtype=self.param_dtype)
-    view = View(_pairs(valid, start, count), start, self._turn(positions), linear)
+    view = View(_pairs(valid, start, count), start, tuple(before[1:]), self._turn(positions), linear)
     past = None if cache is None else (cache.key, cache.value)
     x, past = self._run(x.astype(self.dtype), past, view)
     h = self._norm(x)
     if cache is None:
       return h
-    return jnp.where(start + count <= cache.places, h, jnp.nan), Cache(*past, valid, start + count)
+    cache = cache.replace(key=past[0], value=past[1], attendable=valid, length=start + count)
+    return jnp.where(start + count <= cache.places, h, jnp.nan), cache
 
   def embed(self, ids: jax.Array) -> jax.Array:
     """i32 [...] -> [..., D]."""
@@ -365,9 +372,9 @@ class Llama(nn.Module):
       raise UserError(f'the language model is {self.width} wide and was given embeddings of {x.shape[-1]}.')
     room, count = self.max_positions, x.shape[1]
     if cache is not None:
-      if cache.places > room:
+      if (places := sum(each.places for each in cache.line())) > room:
         raise UserError(
-          f'the cache has {cache.places} places, the context of the language model is {room} positions'
+          f'the cache has {places} places, the context of the language model is {room} positions'
           ' (max_positions): give a shorter prompt or ask for fewer new tokens.'
         )
       room = cache.places
@@ -399,17 +406,51 @@ def _remember(past: Past, new: Past, layer: jax.Array | int, start: jax.Array | 
   return tuple(zip(*pairs, strict=True))
 
 
-def _recalled(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> jax.Array:
-  """As `_grouped`, over a cache's keys and values [B K, M, D] as they lie there."""
+def _of_layer(arrays: Any, layer: jax.Array | int) -> jax.Array:
+  """A layer's part of what a cache holds of all layers."""
+  return arrays[layer] if isinstance(arrays, tuple) else jax.lax.dynamic_index_in_dim(arrays, layer, keepdims=False)
+
+
+def _recalled(query: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+  """As `_grouped`, over the keys and values of caches, as they lie there: one softmax over all of them.
+
+  Args:
+    query: [B, T, H, D].
+    parts: (key, value [B' K, M, D], pairs bool [B', 1, T or 1, M]) each, B' dividing B: B / B' rows in a row share one.
+  """
+  sums, totals, tops = zip(*(_summed(query, *part) for part in parts), strict=True)
+  top = functools.reduce(jnp.maximum, tops)
+  scales = [jnp.exp(each - top) for each in tops]
+  y = sum(scale * each for scale, each in zip(scales, sums, strict=True))
+  return (y / sum(scale * each for scale, each in zip(scales, totals, strict=True))).astype(query.dtype)
+
+
+def _summed(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> tuple[jax.Array, ...]:
+  """A part of `_recalled`: (sum of e^(score - top) value [B, T, H, D], of e^(score - top), top), each [B, T, H, 1]."""
   batch, count, heads, width = query.shape
-  kept = key.shape[0] // batch
-  rows = query.reshape(batch, count, kept, heads // kept, width).transpose(0, 2, 1, 3, 4)
-  rows = rows.reshape(batch * kept, -1, width) * width**-0.5
-  scores = jnp.einsum('btd,bmd->btm', rows, key, preferred_element_type=jnp.float32)
-  scores = jnp.where(pairs[..., None, :], scores.reshape(batch, kept, count, -1, scores.shape[-1]), MASKED)
-  weights = jax.nn.softmax(scores).astype(value.dtype).reshape(batch * kept, -1, scores.shape[-1])
-  y = jnp.einsum('btm,bmd->btd', weights, value)
-  return y.reshape(batch, kept, count, -1, width).transpose(0, 2, 1, 3, 4).reshape(query.shape)
+  owners = pairs.shape[0]
+  kept = key.shape[0] // owners
+  sizes = (
+    owners,
+    kept,
+    batch // owners,
+    count,
+    heads // kept,
+  )  # queries of a head, and rows that share, are rows of it
+  rows = query.reshape(owners, batch // owners, count, kept, heads // kept, width).transpose(0, 3, 1, 2, 4, 5)
+  rows = rows.reshape(owners * kept, -1, width) * width**-0.5
+  scores = jnp.einsum('btd,bmd->btm', rows, key, preferred_element_type=jnp.float32).reshape(*sizes, -1)
+  scores = jnp.where(pairs[:, :, None, :, None], scores, MASKED)
+  top = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - top)
+  y = jnp.einsum(
+    'btm,bmd->btd',
+    weights.astype(value.dtype).reshape(owners * kept, -1, key.shape[1]),
+    value,
+    preferred_element_type=jnp.float32,
+  )
+  back = lambda x: x.reshape(*sizes, -1).transpose(0, 2, 3, 1, 4, 5).reshape(batch, count, heads, -1)  # noqa: E731
+  return back(y), back(weights.sum(-1)), back(top)
 
 
 def _grouped(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> jax.Array:
