@@ -41,7 +41,7 @@ STRONGEST = 4.0
 """A place that is looked at this often, times an even look, gets the full colour of the heat map; where attention is
 flatter than that, so is the picture (our choice: scaling each map to its own maximum would make a finding of noise)."""
 
-WIDTH, MARGIN, TILE, CAPTION, ROW, BARS = 1120, 16, 204, 22, 20, 430
+WIDTH, MARGIN, TILE, CAPTION, ROW, BARS = 1120, 16, 168, 22, 20, 430
 """Pixels of a sheet: width, gap, side of a picture, heights of its caption and of a margin's row, width of margins."""
 
 
@@ -49,8 +49,9 @@ def square(film: np.ndarray, side: int = TILE) -> np.ndarray:
   """uint8 [side, side]: the centre square of a film [H, W], which the network is shown; large pixels stay large."""
   edge = min(film.shape)
   top, left = ((length - edge) // 2 for length in film.shape)
-  way = cv2.INTER_AREA if edge > side else cv2.INTER_NEAREST if 3 * edge <= side else cv2.INTER_LINEAR
-  return cv2.resize(film[top : top + edge, left : left + edge], (side, side), interpolation=way)
+  picture, whole = film[top : top + edge, left : left + edge], -(-side // edge) * edge
+  picture = cv2.resize(picture, (whole, whole), interpolation=cv2.INTER_NEAREST)  # pixels of one size, then by area
+  return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
 
 
 def heat(film: np.ndarray, seen: np.ndarray, side: int = TILE) -> np.ndarray:
@@ -78,7 +79,7 @@ class Sheet:
 
   Attributes:
     title: heading.
-    about: one line below it.
+    about: what stands below it.
     films: uint8 [H, W] each; () for a run without films.
     evidence: observation -> f32 [M, h, w] (`heat`), M maps over the first M films; one where views are averaged.
     margins: observation -> margin minus threshold; {} where nothing was perceived.
@@ -120,16 +121,19 @@ class Sheet:
   def draw(self) -> np.ndarray:
     """The whole sheet, uint8 [H, WIDTH, 3]."""
     tiles, left = self.tiles(), MARGIN + (BARS + 2 * MARGIN if self.margins else 0)
-    top = 66 + (_strip_height(len(tiles)) if tiles else 0)
+    about = wrapped(self.about, 13, WIDTH - 2 * MARGIN)
+    head = 48 + 18 * len(about)
+    top = head + (_strip_height(len(tiles)) if tiles else 0)
     blocks = self._blocks(WIDTH - MARGIN - left)
     height = top + max(sum(block.height for block in blocks), 34 + ROW * len(self.margins))
     notice = wrapped(NOTICE, 12, WIDTH - 2 * MARGIN)
     canvas = Image.new('RGB', (WIDTH, height + MARGIN + 17 * len(notice) + 12), 'white')
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, 12), shorten(self.title, 20, WIDTH - 2 * MARGIN), font=font(20, bold=True), fill='black')
-    draw.text((MARGIN, 40), shorten(self.about, 13, WIDTH - 2 * MARGIN), font=font(13), fill=(90, 90, 90))
+    for i, line in enumerate(about):
+      draw.text((MARGIN, 40 + 18 * i), line, font=font(13), fill=(90, 90, 90))
     if tiles:
-      _draw_tiles(canvas, 66, tiles)
+      _draw_tiles(canvas, head, tiles)
     if self.margins:
       _draw_margins(draw, MARGIN, top, self.margins, self.clues)
     for block in blocks:
@@ -151,7 +155,7 @@ class Sheet:
       found.append(_Block((('nothing', 14, (120, 120, 120), False),), bottom=8))
     if self.reference:
       lines = [(line, 13, (60, 60, 60), False) for line in wrapped(' '.join(self.reference), 13, width)]
-      found += [_Block((('Reference', 14, 'black', True),), bottom=4), _Block(tuple(lines))]
+      found += [_Block((), bottom=10), _Block((('Reference', 14, 'black', True),), bottom=4), _Block(tuple(lines))]
     return found
 
 

@@ -106,10 +106,10 @@ class FilmPredictor(contract.Predictor):
       written.append(output / f'{stem}_report.png')
       image.write_png(written[-1], sheet.draw())
     failed = [[row['file'], row['error']] for row in rows if 'error' in row]
-    sections = [_section(sheet, row) for sheet, row in zip(sheets, served)]
+    sections = [report.Section('Notice', NOTICE), *(_section(sheet, row) for sheet, row in zip(sheets, served))]
     if failed:
       sections.append(report.Section('Not served', '', [report.Table(['file', 'reason'], failed)]))
-    summary = {'studies': len(served), 'not served': len(failed), 'notice': NOTICE}
+    summary = {'studies': len(served), 'not served': len(failed)}
     written.append(
       report.write(output / 'reports.html', title='Reports of chest films', summary=summary, sections=sections)
     )

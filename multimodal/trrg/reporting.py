@@ -71,8 +71,8 @@ def studies(task: Any, split: str, evaluation: Evaluation, variables: Variables)
   items = [report.Figure(image=sheet.draw()) for sheet in sheets(task, split, evaluation, variables, chosen)]
   told = 'of the reference' if task.config.clues.source == 'labels' else 'perceived'
   text = (
-    f'Studies of the split {split}, by the F1 of the observations that their report asserts; those with a finding come'
-    f' first in line. Orange in the margins: the clues ({told}). Where each clue looks is the attention of its slot on'
+    f'Studies of the split {split}, by the F1 of the observations that their report asserts, among those with a'
+    f' finding. Orange in the margins: the clues ({told}). Where each clue looks is the attention of its slot on'
     ' the film, coloured from an even look upwards: a hint, not a proof. Every sentence is marked by how it stands to'
     f' the clues.\n\n{NOTICE}'
   )
@@ -169,7 +169,7 @@ def shares(evaluation: Evaluation) -> Figure:
     left.set(xlabel='percent of reports', title='asserted')
     left.set_yticks(y, OBSERVATIONS)
     left.invert_yaxis()
-    left.legend(loc='lower center')
+    left.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2)
     right.barh(y, f1, 0.6, color=SECOND)
     right.set(xlabel='F1', title='agreement', xlim=(0, 1))
     for axis in (left, right):
@@ -210,9 +210,10 @@ def interventions(split: str, evaluation: Evaluation) -> report.Section:
     figure = Figure(figsize=(8.2, 3.0), layout='constrained')
     axis = figure.subplots()
     for i, (name, label) in enumerate(shown.items()):
-      values = np.nan_to_num([evaluation.scalars.get(f'{source}/{name}', 0.0) for source in found])
-      bars = axis.bar(np.arange(len(found)) + 0.2 * (i - 1.5), values, 0.18, label=label)
-      axis.bar_label(bars, [f'{value:.2f}' for value in values], fontsize=7, padding=1)
+      values = np.array([evaluation.scalars.get(f'{source}/{name}', np.nan) for source in found])
+      bars = axis.bar(np.arange(len(found)) + 0.2 * (i - 1.5), np.nan_to_num(values), 0.18, label=label)
+      shares = ['–' if np.isnan(value) else f'{value:.2f}' for value in values]
+      axis.bar_label(bars, shares, fontsize=7, padding=1)
     axis.set_xticks(np.arange(len(found)), [f'clues: {source}' for source in found])
     axis.grid(axis='x', visible=False)
     axis.legend(loc='center left', bbox_to_anchor=(1, 0.5))
@@ -237,8 +238,8 @@ def perceived(split: str, evaluation: Evaluation, theta: np.ndarray) -> report.S
     report.Figure(figure=auroc_bars(known, labels.sum(0)), caption='In brackets: studies with the observation.'),
     report.Figure(
       figure=margin_histograms(evaluation.arrays['margin'], labels, theta),
-      caption='Margins of studies with (orange) and without (grey) the observation, each to its own height; line: the'
-      ' threshold with the best F1 on the validation split, to the right of which it becomes a clue.',
+      caption='Margins of studies with (orange) and without (grey) the observation, each to its own height; to the right of the'
+      ' line, its threshold, it is a clue.',
     ),
   ]
   return report.Section('Zero-shot perception', text, items)

@@ -152,7 +152,7 @@ def test_a_page_and_a_sheet_per_study(films, tmp_path):
   assert [path.name for path in written] == ['frontal_report.png', 'frontal_2_report.png', 'reports.html']
   assert all(Image.open(path).width == drawing.WIDTH for path in written[:2])
   page = written[-1].read_text()
-  assert page.count('<h2') == 3 and 'broken &lt;picture&gt;' in page
+  assert page.count('<h2') == 4 and 'broken &lt;picture&gt;' in page
   assert page.count(prediction.NOTICE) == 3  # at the top and with each study
   assert 'src="http' not in page
 
