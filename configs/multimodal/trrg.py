@@ -49,7 +49,7 @@ def embedded() -> ConfigDict:
   config.data.cleaning = 'r2gen'
   config.data.workers = 0
   config.data.seed = 0  # of the drawn films
-  config.data.chest = ConfigDict({'train': 2400, 'val': 300, 'test': 300})
+  config.data.chest = ConfigDict({'train': 3600, 'val': 400, 'test': 300})
 
   config.augment = ConfigDict({'contrast': True, 'report': False})  # which stage sees changed films
 
@@ -91,11 +91,11 @@ def embedded() -> ConfigDict:
   config.clues.replace = 0.05  # share of clues that become a wrong one
   config.clues.crossfit = 0  # 2: training clues come from a perception that has not seen the film
 
-  config.contrast = stage(steps=700, batch_size=64, learning_rate=1e-3)
+  config.contrast = stage(steps=800, batch_size=64, learning_rate=1e-3)
   config.contrast.abnormal_first = 0.8  # p_abn; 0: uniform over sentences
   config.contrast.targets = 'label_match'
   config.language_model = stage(steps=300, batch_size=64, learning_rate=2e-3)
-  config.report = stage(steps=700, batch_size=32, learning_rate=1e-3)
+  config.report = stage(steps=600, batch_size=32, learning_rate=1e-3)
   config.report.vision_rate = 0.1  # of the learning rate
 
   config.train = ConfigDict()
@@ -109,7 +109,7 @@ def embedded() -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.batch_size = 32
-  config.eval.limit = 0  # reports written per split, spread over it; 0: all
+  config.eval.limit = 150  # reports written per split, spread over it; 0: all
   config.eval.references = ('full',)  # protocols, also 'r2gengpt', 'r2gen'
   config.eval.meteor = ('test',)  # splits of which METEOR is computed, where Java is there: ten seconds each
   config.eval.reference_length = 100  # tokens that the protocols cut references to
