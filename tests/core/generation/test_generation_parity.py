@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 
+import flax.traverse_util
+import jax
 import numpy as np
 import pytest
 
 from core.generation import Decoding, Generator
 from core.nn.llama import Llama
+from core.weights import llama as weights
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -18,6 +21,8 @@ GENERATOR = Generator(NETWORK, eos=END, pad=PAD, decode=lambda ids: ''.join(chr(
 
 LENGTHS = (1, 12, 5, 9, 7)
 """Of the prompts of each of five models; ten prompts each."""
+
+DEVIATIONS = {'head/kernel': 0.5, 'embed/embedding': 1.0}
 
 DECODINGS = {
   'greedy': {},
@@ -40,37 +45,17 @@ def model(seed):
     num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, pad_token_id=PAD, bos_token_id=1,
     eos_token_id=END,
   )  # fmt: skip
-  torch.manual_seed(seed)
-  theirs = transformers.LlamaForCausalLM(config).eval()
-  with torch.no_grad():
-    for name, each in theirs.named_parameters():
-      if each.ndim == 1:
-        each.uniform_(0.5, 1.5)
-      else:
-        each.normal_(0, {'lm_head.weight': 0.5, 'model.embed_tokens.weight': 1.0}.get(name, 0.35))
-    theirs.lm_head.weight[END] *= 1.8
-  return theirs, {'params': ours({name: each.numpy() for name, each in theirs.state_dict().items()})}
-
-
-def ours(tensors):
-  """The parameters of `NETWORK` by the names of transformers."""
-  kernel = lambda name: {'kernel': tensors[f'{name}.weight'].T}  # noqa: E731
-  scale = lambda name: {'scale': tensors[f'{name}.weight']}  # noqa: E731
-  params = {
-    'embed': {'embedding': tensors['model.embed_tokens.weight']},
-    'norm': scale('model.norm'),
-    'head': kernel('lm_head'),
+  shapes = jax.eval_shape(NETWORK.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1, 32), np.float32))['params']
+  rng = np.random.default_rng(seed)
+  flat = {
+    path: rng.uniform(0.5, 1.5, leaf.shape) if leaf.ndim == 1 else rng.normal(0, DEVIATIONS.get(path, 0.35), leaf.shape)
+    for path, leaf in flax.traverse_util.flatten_dict(shapes, sep='/').items()
   }
-  for i in range(NETWORK.depth):
-    start = f'model.layers.{i}.'
-    names = {'query': 'q_proj', 'key': 'k_proj', 'value': 'v_proj', 'out': 'o_proj'}
-    params[f'block_{i}'] = {
-      'norm_attention': scale(f'{start}input_layernorm'),
-      'attention': {our: kernel(f'{start}self_attn.{their}') for our, their in names.items()},
-      'norm_mlp': scale(f'{start}post_attention_layernorm'),
-      'mlp': {name: kernel(f'{start}mlp.{name}_proj') for name in ('gate', 'up', 'down')},
-    }
-  return params
+  flat['head/kernel'][:, END] *= 1.8
+  theirs = transformers.LlamaForCausalLM(config).eval()
+  theirs.load_state_dict({name: torch.tensor(each) for name, each in weights.export(flat, 'transformers').items()})
+  flat = {path: each.astype(np.float32) for path, each in flat.items()}
+  return theirs, {'params': flax.traverse_util.unflatten_dict(flat, sep='/')}
 
 
 def prompts(seed):
