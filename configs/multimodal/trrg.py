@@ -87,6 +87,7 @@ def embedded() -> ConfigDict:
 
   config.clues = ConfigDict()
   config.clues.source = 'perceived'  # or 'labels': those of the reference, where there is no film to perceive from
+  config.clues.bank = 'prompts'  # or 'sentences': of training, those that say something of one observation alone
   config.clues.drop = 0.1  # share of training samples without their clues
   config.clues.replace = 0.05  # share of clues that become a wrong one
   config.clues.crossfit = 0  # 2: training clues come from a perception that has not seen the film

@@ -9,6 +9,7 @@ what is drawn at random (sentence, crop, order and loss of clues) depends on (se
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -27,12 +28,15 @@ from multimodal.trrg import cleaning, contrast, datasets, labeller, perception, 
 from multimodal.trrg.chest import dataset as chest
 from multimodal.trrg.datasets import films as films_lib
 from multimodal.trrg.datasets import tables
-from multimodal.trrg.observations import CLUES, NAMES, POSITIVE, PROMPTS
+from multimodal.trrg.observations import BLANK, CLUES, NAMES, NEGATIVE, NO_FINDING, POSITIVE, PROMPTS
 
 DATASETS = ('chest', 'iu_xray', 'mimic_cxr')
 SPLITS = ('train', 'val', 'test')
 SOURCES = ('predicted', 'none', 'shuffled', 'oracle')
 """Clues at judgement (spec 5.4): perceived; an empty list; those of the study before; those of the reference report."""
+
+BANKS, BANK = ('prompts', 'sentences'), 10
+"""Where the sentences of the clue bank come from, and how many training sentences there are per side at most."""
 
 PROMPT_COUNT = 100
 """How often the prompt counts among the reports that a tokenizer is trained on (our choice)."""
@@ -197,6 +201,33 @@ class Corpus:
       partial.write_text(text.Tokenizer.train(kind, corpus, section.vocabulary).to_json(), encoding='utf-8')
       partial.replace(path)
     return text.Tokenizer.from_json(path.read_text(encoding='utf-8'))
+
+
+# The sentences that prototypes are made of.
+
+
+def bank_sentences(corpus: Corpus, source: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+  """Per observation [14] (sentences that assert it, sentences that deny it), for the prototypes (spec 3.4).
+
+  Args:
+    corpus: whose training sentences are drawn from.
+    source: 'prompts', the bank of `observations`; 'sentences', up to `BANK` training sentences that say something of
+      this observation alone (MedCLIP's way), those that are said most often; the bank's where there are none.
+  """
+  if source not in BANKS:
+    raise UserError(f"config.clues.bank is '{source}', expected one of {BANKS}.{nearest(source, BANKS)}")
+  if source == 'prompts':
+    return list(PROMPTS)
+  said: dict[tuple[int, int], collections.Counter] = collections.defaultdict(collections.Counter)
+  for part in corpus.sentences('train'):
+    for sentence, labels in zip(part.texts, part.labels):
+      about = np.flatnonzero(labels[:CLUES] != BLANK)
+      if len(about) == 1:
+        said[int(about[0]), int(labels[about[0]])][sentence] += 1
+      elif not len(about) and labels[NO_FINDING] == POSITIVE:
+        said[NO_FINDING, POSITIVE][sentence] += 1
+  often = lambda k, label: tuple(sentence for sentence, _ in said[k, label].most_common(BANK))  # noqa: E731
+  return [(often(k, POSITIVE) or yes, often(k, NEGATIVE) or no) for k, (yes, no) in enumerate(PROMPTS)]
 
 
 # Rows.

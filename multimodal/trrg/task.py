@@ -207,7 +207,8 @@ class Task(contract.Task):
   def bank(self, variables: contract.Variables) -> dict[str, Any]:
     """The prototypes and clue embeddings of the text encoder as it is (spec 3.4)."""
     tokenizer, length = self.corpus.tokenizers.text, self.config.text.length
-    sides = [[data.sentence_ids(tokenizer, prompts[side], length) for prompts in PROMPTS] for side in (0, 1)]
+    said = data.bank_sentences(self.corpus, self.config.clues.bank)
+    sides = [[data.sentence_ids(tokenizer, pair[side], length) for pair in said] for side in (0, 1)]
     words = data.sentence_ids(tokenizer, [prompts[0][0] for prompts in PROMPTS[:CLUES]], self.reporter.words)
     return jax.jit(lambda weights: self.reporter.bank(weights, *sides, words))(variables)
 
@@ -282,7 +283,7 @@ def _check(config: Any) -> None:
   data.is_procedural(config)
   choices = {
     'contrast.targets': contrast.TARGETS, 'model.disease.loss': consistency.LOSSES,
-    'clues.source': ('perceived', 'labels'), 'clues.crossfit': (0, HALVES),
+    'clues.source': ('perceived', 'labels'), 'clues.crossfit': (0, HALVES), 'clues.bank': data.BANKS,
   }  # fmt: skip
   for key, known in choices.items():
     section, leaf = key.rsplit('.', 1)

@@ -10,7 +10,7 @@ from small_task import CONFIG, SMALL
 from core import config as config_lib
 from core.errors import UserError
 from multimodal.trrg import data, labeller, sentences
-from multimodal.trrg.observations import CLUES, POSITIVE
+from multimodal.trrg.observations import CLUES, NEGATIVE, POSITIVE, PROMPTS
 
 
 @pytest.fixture(scope='module')
@@ -121,6 +121,24 @@ def test_interventions(corpus, clues):
   assert clues.source('predicted', labels) is clues
   with pytest.raises(UserError, match="'oracel'.*oracle"):
     clues.source('oracel', labels)
+
+
+def test_prototypes_can_be_made_of_training_sentences(corpus):
+  assert data.bank_sentences(corpus, 'prompts') == list(PROMPTS)
+  bank = data.bank_sentences(corpus, 'sentences')
+  own = {text for part in corpus.sentences('train') for text in part.texts}
+  found = 0
+  for k, (sides, prompts) in enumerate(zip(bank, PROMPTS, strict=True)):
+    for side, usual, label in zip(sides, prompts, (POSITIVE, NEGATIVE), strict=True):
+      assert 0 < len(side) <= max(data.BANK, len(usual))
+      if side != usual:
+        found += 1
+        assert set(side) <= own and (labeller.rules(side)[:, k] == label).all()
+        others = np.delete(labeller.rules(side)[:, :CLUES], k, 1) if k < CLUES else labeller.rules(side)[:, :CLUES]
+        assert not others.any()
+  assert found > 8
+  with pytest.raises(UserError, match="'sentenses'.*sentences"):
+    data.bank_sentences(corpus, 'sentenses')
 
 
 def test_bad_input_is_named(corpus, tmp_path):

@@ -118,6 +118,11 @@ def test_the_run_leaves_reports_and_scores(run):
 
 
 def test_a_run_is_judged_again_with_other_clues_and_another_search(run):
+  kept = json.loads((run / 'results.json').read_text())['evaluations']
+  same = evaluate.run(run, split='test', evaluators=['report', 'perception'])['']
+  for name, evaluation in same.items():  # spec 9b, 15: what is restored writes the same reports from the same clues
+    for key, value in evaluation.scalars.items():
+      assert value == pytest.approx(kept[name][key], nan_ok=True), key
   found = evaluate.run(run, split='val', evaluators=['report', 'perception'], which='last')['']
   again = evaluate.run(run, split='val', evaluators=['report'], which='last', changes=['decoding.beams=2'])['']
   assert found['val/report'].scalars.keys() == again['val/report'].scalars.keys()
