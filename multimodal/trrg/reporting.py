@@ -238,8 +238,8 @@ def perceived(split: str, evaluation: Evaluation, theta: np.ndarray) -> report.S
     report.Figure(figure=auroc_bars(known, labels.sum(0)), caption='In brackets: studies with the observation.'),
     report.Figure(
       figure=margin_histograms(evaluation.arrays['margin'], labels, theta),
-      caption='Margins of studies with (orange) and without (grey) the observation, each to its own height; to the right of the'
-      ' line, its threshold, it is a clue.',
+      caption='Margins of studies with (orange) and without (grey) the observation, each to its own height; to the'
+      ' right of the line, its threshold, it is a clue.',
     ),
   ]
   return report.Section('Zero-shot perception', text, items)
