@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from core.nn.layers import MASKED
+
+Past = tuple[Any, Any]
+"""A cache's keys and values, of all layers: L arrays [B H, P, D] each, or one [L, B H, P, D]."""
 
 
 class Cache(flax.struct.PyTreeNode):
@@ -110,3 +117,61 @@ class Cache(flax.struct.PyTreeNode):
 def write(array: jax.Array, update: jax.Array, start: jax.Array | int, axis: int) -> jax.Array:
   """`array` with `update` in it from `start` on along `axis`, in the array's dtype."""
   return jax.lax.dynamic_update_slice_in_dim(array, update.astype(array.dtype), start, axis)
+
+
+def remember(past: Past, new: Past, layer: jax.Array | int, start: jax.Array | int) -> tuple[Past, Past]:
+  """(the cache with a layer's new keys and values [B, N, H, D] from place `start` on, that layer's [B H, P, D])."""
+  pairs = []
+  for arrays, part in zip(past, new, strict=True):
+    part = part.swapaxes(1, 2).reshape(-1, *part.shape[1::2])
+    if isinstance(arrays, tuple):
+      own = write(arrays[layer], part, start, 1)
+      pairs.append(((*arrays[:layer], own, *arrays[layer + 1 :]), own))
+    else:
+      arrays = jax.lax.dynamic_update_slice(arrays, part[None].astype(arrays.dtype), (layer, 0, start, 0))
+      pairs.append((arrays, jax.lax.dynamic_index_in_dim(arrays, layer, keepdims=False)))
+  return tuple(zip(*pairs, strict=True))
+
+
+def of_layer(arrays: Any, layer: jax.Array | int) -> jax.Array:
+  """A layer's part of what a cache holds of all layers."""
+  return arrays[layer] if isinstance(arrays, tuple) else jax.lax.dynamic_index_in_dim(arrays, layer, keepdims=False)
+
+
+def recalled(query: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+  """Grouped-query attention over the keys and values of caches, as they lie there: one softmax over all of them.
+
+  Query head h looks at head h // (H / K).
+
+  Args:
+    query: [B, T, H, D].
+    parts: (key, value [B' K, M, D], pairs bool [B', 1, T or 1, M]) each, B' dividing B: B / B' rows in a row share one.
+  """
+  sums, totals, tops = zip(*(_summed(query, *part) for part in parts), strict=True)
+  top = functools.reduce(jnp.maximum, tops)
+  scales = [jnp.exp(each - top) for each in tops]
+  y = sum(scale * each for scale, each in zip(scales, sums, strict=True))
+  return (y / sum(scale * each for scale, each in zip(scales, totals, strict=True))).astype(query.dtype)
+
+
+def _summed(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> tuple[jax.Array, ...]:
+  """A part of `recalled`: (sum of e^(score - top) value [B, T, H, D], of e^(score - top), top), each [B, T, H, 1]."""
+  batch, count, heads, width = query.shape
+  owners = pairs.shape[0]
+  kept = key.shape[0] // owners
+  sizes = (owners, kept, batch // owners, count, heads // kept)
+  # The queries that share a head, and the rows that share a cache, become rows of one product.
+  rows = query.reshape(owners, batch // owners, count, kept, heads // kept, width).transpose(0, 3, 1, 2, 4, 5)
+  rows = rows.reshape(owners * kept, -1, width) * width**-0.5
+  scores = jnp.einsum('btd,bmd->btm', rows, key, preferred_element_type=jnp.float32).reshape(*sizes, -1)
+  scores = jnp.where(pairs[:, :, None, :, None], scores, MASKED)
+  top = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - top)
+  y = jnp.einsum(
+    'btm,bmd->btd',
+    weights.astype(value.dtype).reshape(owners * kept, -1, key.shape[1]),
+    value,
+    preferred_element_type=jnp.float32,
+  )
+  back = lambda x: x.reshape(*sizes, -1).transpose(0, 2, 3, 1, 4, 5).reshape(batch, count, heads, -1)  # noqa: E731
+  return back(y), back(weights.sum(-1)), back(top)

@@ -26,83 +26,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from core.errors import UserError, nearest
-from core.nn import adapters
-from core.nn.cache import Cache, write
+from core.nn import adapters, rotary
+from core.nn.cache import Cache, Past, of_layer, recalled, remember, write
 from core.nn.gpt import normal
-from core.nn.layers import MASKED, attention, dense
-
-SCALINGS = ('linear', 'llama3', 'yarn')
-
-
-@dataclasses.dataclass(frozen=True)
-class Scaling:
-  """How rotary frequencies are changed for contexts longer than those of pre-training.
-
-  Attributes:
-    kind: 'linear' (Chen et al. 2023: all frequencies divided), 'llama3' (long waves divided, short ones kept, between
-      them a mixture by wavelength) or 'yarn' (Peng et al. 2023: a mixture by index, and hotter attention).
-    factor: what frequencies are divided by, >= 1.
-    original: positions of pre-training; not of 'linear'.
-    low, high: 'llama3': waves longer than original / low are divided, those shorter than original / high kept;
-      'yarn': the numbers of turns over `original` positions between which the mixture goes (beta_slow, beta_fast).
-    attention: 'yarn': factor on cos and sin; 0: 0.1 ln(factor) + 1.
-  """
-
-  kind: str
-  factor: float
-  original: int = 0
-  low: float = 1.0
-  high: float = 4.0
-  attention: float = 0.0
-
-  def __post_init__(self):
-    if self.kind not in SCALINGS:
-      raise UserError(
-        f"rotary scaling '{self.kind}', expected one of {SCALINGS}.{nearest(self.kind, SCALINGS)}"
-        " ('dynamic' is none of them: what it gives for a sequence depends on the longest one of the batch.)"
-      )
-    if self.factor < 1:
-      raise UserError(f"rotary scaling '{self.kind}' has factor {self.factor}, expected a number >= 1.")
-    if self.kind != 'linear' and (self.original < 1 or not 0 < self.low < self.high):
-      raise UserError(
-        f"rotary scaling '{self.kind}' has original {self.original}, low {self.low}, high {self.high};"
-        ' expected original >= 1 and 0 < low < high.'
-      )
-
-
-def frequencies(width: int, theta: float, scaling: Scaling | None = None) -> tuple[np.ndarray, float]:
-  """Angle per position of each pair of a head's numbers, f32 [width / 2], and the factor on cos and sin."""
-  plain = 1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / width)
-  if scaling is None:
-    return plain.astype(np.float32), 1.0
-  divided, factor = plain / scaling.factor, 1.0
-  if scaling.kind == 'linear':
-    mixed = divided
-  elif scaling.kind == 'llama3':
-    turns = scaling.original * plain / (2 * math.pi)
-    kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
-    mixed = (1 - kept) * divided + kept * plain
-  else:
-    first, last = (
-      width * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
-      for turns in (scaling.high, scaling.low)
-    )
-    first, last = max(math.floor(first), 0), min(math.ceil(last), width - 1)
-    kept = 1 - np.clip((np.arange(width // 2) - first) / max(last - first, 0.001), 0, 1)
-    mixed = (1 - kept) * divided + kept * plain
-    factor = scaling.attention or 0.1 * math.log(scaling.factor) + 1
-  return mixed.astype(np.float32), factor
+from core.nn.layers import attention, dense
+from core.nn.rotary import Scaling
 
 
 class RMSNorm(nn.Module):
@@ -140,10 +77,6 @@ class View:
   dense: Callable[..., nn.Module]
 
 
-Past = tuple[Any, Any]
-"""A cache's keys and values, of all layers: L arrays [B K, P, D] each, or one [L, B K, P, D]."""
-
-
 class Attention(nn.Module):
   """Grouped-query self-attention with rotary positions: `heads` queries share `kv_heads` keys and values."""
 
@@ -161,13 +94,13 @@ class Attention(nn.Module):
       linear(count * self.head_dim, name=name)(x).reshape(*x.shape[:-1], count, self.head_dim)
       for name, count in (('query', self.heads), ('key', self.kv_heads), ('value', self.kv_heads))
     )
-    query, key = _turned(query, *view.turn), _turned(key, *view.turn)
+    query, key = rotary.turned(query, *view.turn), rotary.turned(key, *view.turn)
     if past is None:
       y = _grouped(query, key, value, view.pairs)
     else:
-      past, known = _remember(past, (key, value), layer, view.start)
-      before = ((_of_layer(key, layer), _of_layer(value, layer), pairs) for key, value, pairs in view.before)
-      y = _recalled(query, [(*known, view.pairs), *before])
+      past, known = remember(past, (key, value), layer, view.start)
+      before = ((of_layer(key, layer), of_layer(value, layer), pairs) for key, value, pairs in view.before)
+      y = recalled(query, [(*known, view.pairs), *before])
     y = y.reshape(*x.shape[:-1], -1)
     out = view.dense(x.shape[-1], name='out', use_bias=False, kernel_init=normal(0.02 * (2 * self.depth) ** -0.5))
     return out(y), past
@@ -304,7 +237,8 @@ class Llama(nn.Module):
     if positions is None:
       positions = seen + jnp.maximum(jnp.cumsum(known, axis=-1) - 1, 0)
     linear = functools.partial(adapters.training(self.dense, train), dtype=self.dtype, param_dtype=self.param_dtype)
-    view = View(_pairs(valid, start, count), start, tuple(before[1:]), self._turn(positions), linear)
+    turn = rotary.angles(positions, self._head_dim, self.theta, self.scaling)
+    view = View(_pairs(valid, start, count), start, tuple(before[1:]), turn, linear)
     past = None if cache is None else (cache.key, cache.value)
     x, past = self._run(x.astype(self.dtype), past, view)
     h = self._norm(x)
@@ -333,12 +267,6 @@ class Llama(nn.Module):
   @property
   def _head_dim(self) -> int:
     return self.head_dim or self.width // self.heads
-
-  def _turn(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of the rotary angles at positions i32 [B, T]: f32 [B, T, 1, head width / 2]."""
-    rates, factor = frequencies(self._head_dim, self.theta, self.scaling)
-    angles = positions[..., None, None].astype(jnp.float32) * rates
-    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
   def _run(self, x: jax.Array, past: Past | None, view: View) -> tuple[jax.Array, Past | None]:
     """x through all blocks, and the cache's arrays with what they add."""
@@ -384,73 +312,6 @@ class Llama(nn.Module):
       raise UserError(
         f'{count} positions do not fit into {room}: give a shorter prompt, or a language model of longer context.'
       )
-
-
-def _turned(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """x [B, T, H, D] turned by its positions' angles: number i of the first half pairs with number i of the second."""
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def _remember(past: Past, new: Past, layer: jax.Array | int, start: jax.Array | int) -> tuple[Past, Past]:
-  """(the cache with a layer's new keys and values [B, N, K, D] from place `start` on, that layer's [B K, P, D])."""
-  pairs = []
-  for arrays, part in zip(past, new, strict=True):
-    part = part.swapaxes(1, 2).reshape(-1, *part.shape[1::2])
-    if isinstance(arrays, tuple):
-      own = write(arrays[layer], part, start, 1)
-      pairs.append(((*arrays[:layer], own, *arrays[layer + 1 :]), own))
-    else:
-      arrays = jax.lax.dynamic_update_slice(arrays, part[None].astype(arrays.dtype), (layer, 0, start, 0))
-      pairs.append((arrays, jax.lax.dynamic_index_in_dim(arrays, layer, keepdims=False)))
-  return tuple(zip(*pairs, strict=True))
-
-
-def _of_layer(arrays: Any, layer: jax.Array | int) -> jax.Array:
-  """A layer's part of what a cache holds of all layers."""
-  return arrays[layer] if isinstance(arrays, tuple) else jax.lax.dynamic_index_in_dim(arrays, layer, keepdims=False)
-
-
-def _recalled(query: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
-  """As `_grouped`, over the keys and values of caches, as they lie there: one softmax over all of them.
-
-  Args:
-    query: [B, T, H, D].
-    parts: (key, value [B' K, M, D], pairs bool [B', 1, T or 1, M]) each, B' dividing B: B / B' rows in a row share one.
-  """
-  sums, totals, tops = zip(*(_summed(query, *part) for part in parts), strict=True)
-  top = functools.reduce(jnp.maximum, tops)
-  scales = [jnp.exp(each - top) for each in tops]
-  y = sum(scale * each for scale, each in zip(scales, sums, strict=True))
-  return (y / sum(scale * each for scale, each in zip(scales, totals, strict=True))).astype(query.dtype)
-
-
-def _summed(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> tuple[jax.Array, ...]:
-  """A part of `_recalled`: (sum of e^(score - top) value [B, T, H, D], of e^(score - top), top), each [B, T, H, 1]."""
-  batch, count, heads, width = query.shape
-  owners = pairs.shape[0]
-  kept = key.shape[0] // owners
-  sizes = (
-    owners,
-    kept,
-    batch // owners,
-    count,
-    heads // kept,
-  )  # queries of a head, and rows that share, are rows of it
-  rows = query.reshape(owners, batch // owners, count, kept, heads // kept, width).transpose(0, 3, 1, 2, 4, 5)
-  rows = rows.reshape(owners * kept, -1, width) * width**-0.5
-  scores = jnp.einsum('btd,bmd->btm', rows, key, preferred_element_type=jnp.float32).reshape(*sizes, -1)
-  scores = jnp.where(pairs[:, :, None, :, None], scores, MASKED)
-  top = scores.max(-1, keepdims=True)
-  weights = jnp.exp(scores - top)
-  y = jnp.einsum(
-    'btm,bmd->btd',
-    weights.astype(value.dtype).reshape(owners * kept, -1, key.shape[1]),
-    value,
-    preferred_element_type=jnp.float32,
-  )
-  back = lambda x: x.reshape(*sizes, -1).transpose(0, 2, 3, 1, 4, 5).reshape(batch, count, heads, -1)  # noqa: E731
-  return back(y), back(weights.sum(-1)), back(top)
 
 
 def _grouped(query: jax.Array, key: jax.Array, value: jax.Array, pairs: jax.Array) -> jax.Array:

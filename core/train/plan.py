@@ -20,7 +20,7 @@ from core.train import state as state_lib
 from core.train import task as task_lib
 
 PARTS = ('weights', 'gradients', 'optimiser', 'average')
-GIB = 2**30
+UNITS = {'MiB': 2**20, 'GiB': 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +86,17 @@ def counts(variables: task_lib.Variables, stage: task_lib.Stage) -> dict[str, di
 
 
 def table(accounts: Sequence[Account]) -> report.Table:
-  """GiB per device, a row per mesh."""
+  """GiB per device, MiB for small networks: a row per mesh."""
+  unit = 'GiB' if max((each.total for each in accounts), default=0) >= UNITS['GiB'] else 'MiB'
   rows = [
     [
       each.devices,
       ' x '.join(map(str, each.sizes)),
-      *(f'{size / GIB:.2f}' for size in [*(each.parts[part] for part in PARTS), each.total]),
+      *(f'{size / UNITS[unit]:.2f}' for size in [*(each.parts[part] for part in PARTS), each.total]),
     ]
     for each in accounts
   ]
-  return report.Table(['devices', ' x '.join(mesh_lib.AXES), *PARTS, 'GiB per device'], rows)
+  return report.Table(['devices', ' x '.join(mesh_lib.AXES), *PARTS, f'{unit} per device'], rows)
 
 
 def _bytes(tree: Any) -> int:

@@ -168,7 +168,8 @@ def test_dropout_acts_on_what_the_update_sees_and_in_training_only():
   assert np.abs(run(variables, 0, train=True) - run(variables, 1, train=True)).max() > 1e-3
   silent = {path: 0 * leaf if path.endswith('lora_b') else leaf for path, leaf in leaves(model).items()}
   variables = {'params': flax.traverse_util.unflatten_dict(silent, sep='/')}
-  np.testing.assert_allclose(run(variables, 0, train=True), run(variables, 0), atol=1e-6)  # nothing but the update is dropped
+  # nothing but the update is dropped
+  np.testing.assert_allclose(run(variables, 0, train=True), run(variables, 0), atol=1e-6)
 
 
 def test_dropout_keeps_the_mean_of_the_update():
