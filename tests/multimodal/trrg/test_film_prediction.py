@@ -77,6 +77,7 @@ def test_a_row_is_auditable(films):
   assert row['report'] == ' '.join(sentence['text'] for sentence in row['sentences'])
   assert all(sentence['status'] in drawing.STATUS for sentence in row['sentences'])
   assert row['views'] == [str(path) for path in films] and row['given'] is False
+  assert set(shared().shown) <= set(row)
   assert 'not a medical device' in row['notice'] and row['notice'] == prediction.NOTICE
 
 
