@@ -182,7 +182,9 @@ def restore(workdir: pathlib.Path, which: str, changes: Sequence[str]) -> Traine
   """Brings a run back; `changes` are 'key=value' over its config."""
   variables, meta = checkpoint.restore_variables(workdir, which)
   config = config_lib.change(config_lib.restore(meta['config']), changes, source=f"the config of '{workdir}'")
-  return Trained(task_class(config.system)(config), variables, meta)
+  task = task_class(config.system)(config)
+  task.restored(meta['metadata'])
+  return Trained(task, variables, meta)
 
 
 # Reading.

@@ -230,6 +230,13 @@ class Task(abc.ABC):
     """Returns `variables` with pretrained weights merged in, printing what was loaded, left fresh and left unused."""
     return variables
 
+  def restored(self, metadata: Mapping[str, Any]) -> None:
+    """Tells a task that it will judge or apply a checkpoint's weights, and what the checkpoint's metadata hold.
+
+    What the weights belong to (a tokenizer) is then taken from there, and not from the data as they are today.
+    """
+    del metadata
+
   def evaluators(self) -> Mapping[str, Evaluator]:
     """Named evaluators."""
     return {}

@@ -55,4 +55,4 @@ PROMPTS = (
   (('a tube, line or pacemaker is in place',), ('no tubes or lines',)),
   (('no acute cardiopulmonary abnormality',), ('there is an acute cardiopulmonary abnormality',)),
 )
-"""Per observation (sentences that assert it, sentences that deny it): the default prompt bank, in the spec's wording."""
+"""Per observation (sentences that assert it, sentences that deny it): the default bank, in the spec's wording."""

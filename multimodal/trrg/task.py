@@ -245,6 +245,11 @@ class Task(contract.Task):
 
   # Judgement, use, report.
 
+  def restored(self, metadata: Mapping[str, Any]) -> None:
+    """The tokenizers of the checkpoint: its embeddings belong to them."""
+    if 'tokenizers' in metadata:
+      self.corpus.tokenizers = data.Tokenizers.from_plain(metadata['tokenizers'])
+
   @functools.cached_property
   def judge(self) -> scoring.Judge:
     """Made when first asked for."""

@@ -131,6 +131,14 @@ def test_a_run_is_judged_again_with_other_clues_and_another_search(run):
   assert tokenizers.language.encode('no pleural effusion .')
 
 
+def test_a_restored_task_keeps_the_tokenizers_of_its_weights(config):
+  task, other = Task(config), Task(config_lib.derive(config, {'language.vocabulary': 300}))
+  assert other.corpus.tokenizers.language.vocabulary == 300 != task.corpus.tokenizers.language.vocabulary
+  other.restored({'tokenizers': task.corpus.tokenizers.plain()})
+  assert other.corpus.tokenizers.language.vocabulary == task.corpus.tokenizers.language.vocabulary
+  assert other.reporter.language.vocabulary == task.reporter.language.vocabulary
+
+
 def test_perception_is_measured_and_copied_before_stage_two(config, tmp_path):
   task = Task(config)
   variables = jax.jit(task.init)(jax.random.key(0))
