@@ -13,8 +13,8 @@ are medians, ratios are of medians of one run. Printed too: on which share of th
 Measured on one of two virtual Xeon cores (taskset), jax 0.10.2, torch 2.13, transformers 5.24, f32, --new 17 to 48,
 beside other busy processes (load 6: times are about twice those of an idle machine, ratios within some 20 %). Ours over
 the dynamic and the static cache, decode: 1x1 1.52 and 1.58 x; 8x1 1.27 and 0.92 x; 1x3 1.15 and 1.29 x. Prefill: 1.0 to
-1.1 x, and with three beams 2.6 and 2.3 x, as transformers reads the prompt once per beam. All tokens agreed. Nine tenths
-of a step are products with the weights: with one row they run at the speed of memory, and what is gained is Python; with
+1.1 x, with three beams 2.6 and 2.3 x, as transformers reads the prompt once per beam. All tokens agreed. Nine tenths
+of a step are products with the weights: with one row they run at the speed of memory and what is gained is Python; with
 three to eight rows they take twice as long as reading the weights does, in XLA as in torch.
 """
 
