@@ -139,7 +139,7 @@ class Task(contract.Task):
       trainable=trainable,
       accumulate=self.config.train.accumulate,
       ema_decay=section.optim.ema_decay or None,
-      sharding=llama.SHARDING,
+      sharding=llama.sharding(f'{model.LANGUAGE}/'),
       **judgement,
     )
 
