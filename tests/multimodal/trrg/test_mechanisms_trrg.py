@@ -198,7 +198,7 @@ BY_ID = {claim.id: claim for claim in declared.CLAIMS}
 
 
 def test_every_claim_has_a_source_controls_and_three_seeds():
-  assert set(BY_ID) == {'T1', 'T2', 'T3', 'T4', 'T5', 'T6'}
+  assert set(BY_ID) == {'T1', 'T2', 'T3', 'T4', 'T5', 'T6', 'T7'}
   seen = {}
   for claim in declared.CLAIMS:
     assert claim.source and claim.controls and claim.seeds >= 3
