@@ -159,7 +159,8 @@ T5 = Claim(
     *(Check('TRRG', 'bleu_4', '<=', arm, margin=0.05) for arm in _ARMS if arm != 'TRRG'),
     *(Check('TRRG', 'bleu_4', '>=', arm, margin=-0.05) for arm in _ARMS if arm != 'TRRG'),
   ],
-  controls=[Check('TRRG', 'bleu_4_loss_by_order', '<=', 0.05)],  # what BLEU does see: the order of words
+  # What BLEU does see: the order of words. (Replaced after one run of TRRG: the order of sentences cost .010 only.)
+  controls=[Check('TRRG', 'bleu_4_loss_by_order', '<=', 0.05)],
 )
 
 T6 = Claim(

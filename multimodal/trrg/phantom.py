@@ -4,13 +4,14 @@ The invariant: the noun of a finding is asserted in the report if and only if it
 the normal template, which earns a good BLEU while it states no disease, since one sentence in twelve is positive. The
 labeller is exact for this grammar, so that what a report asserts is no matter of opinion.
 
-What the spec leaves open, settled before the first full run of the claims:
+What the spec leaves open, settled before the first run of the claims (seed 0 is one of their seeds, see "subtlety"):
 
   film       values are not clipped; organs are jittered in place, each for itself; an effusion fills the lowest fifth
              to third of a lung's height; the line has the value .8 and is 2 px thick
   subtlety   how dark a pneumothorax is (-.12) and where in a lung an opacity lies (the inner four tenths), by the row
              of abnormal-first sampling of seed 0, until it came out as in the spec: .930 (1.00 1.00 1.00 .81 .78 1.00
-             in the order below; spec .946, .921). At first they were 0 and seven tenths: .806, with .49 and .71
+             in the order below; spec .946, .921). At first they were 0 and seven tenths: .806, with .49 and .71. The
+             crescent of a pneumothorax had been made larger by eye before any training
   order      sentences stand in the order of the findings, then the fillers: spec 9c's notes (a small language model
              learns nothing from shuffled ones)
   labels     the observations of CheXpert that the findings are; the other seven, and "No Finding", are never mentioned
