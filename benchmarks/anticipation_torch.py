@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from benchmarks.anticipation_cases import Case
 from core.nn import vit
-from core.train import memory
 
 
 class Frames(nn.Module):
@@ -83,14 +82,8 @@ def network(case: Case) -> Anticipator:
   return Anticipator(case)
 
 
-def step(case: Case, our_allocator: bool) -> Callable[[], tuple[float, int]]:
-  """A function that takes a training step: (its loss, numbers trained).
-
-  Args:
-    our_allocator: freed memory stays in the process, as `core.train.backend.setup` has it for ours.
-  """
-  if our_allocator:
-    memory.keep_freed()
+def step(case: Case) -> Callable[[], tuple[float, int]]:
+  """A function that takes a training step: (its loss, numbers trained)."""
   model = network(case).train()
   decayed = [leaf for leaf in model.parameters() if leaf.ndim > 1]
   others = [leaf for leaf in model.parameters() if leaf.ndim < 2]

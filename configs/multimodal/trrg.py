@@ -16,6 +16,8 @@ overridden: --config.contrast.abnormal_first=0 --config.model.disease.loss=off -
 
 from ml_collections import ConfigDict
 
+from core.train import optim
+
 PRESETS = ('embedded', 'iu_text', 'iu_xray', 'mimic_cxr')
 
 
@@ -49,28 +51,28 @@ def embedded() -> ConfigDict:
   config.data.cleaning = 'r2gen'
   config.data.workers = 0
   config.data.seed = 0  # of the drawn films
-  config.data.chest = ConfigDict({'train': 3600, 'val': 400, 'test': 300})
+  config.data.chest = ConfigDict({'train': 6000, 'val': 600, 'test': 300})
 
-  config.augment = ConfigDict({'contrast': True, 'report': False})  # which stage sees changed films
+  config.augment = ConfigDict({'contrast': False, 'report': False})  # which stage sees changed films
 
   config.text = ConfigDict()
   config.text.tokenizer = ''  # '': trained on the reports
-  config.text.vocabulary = 400  # of one that is trained, else the rows of the network's embedding table
-  config.text.length = 32  # tokens of a sentence
+  config.text.vocabulary = 800  # of one that is trained, else the rows of the network's embedding table
+  config.text.length = 24  # tokens of a sentence
 
   config.language = ConfigDict()
   config.language.tokenizer = ''
-  config.language.vocabulary = 600
-  config.language.length = 96  # T, tokens of a report, </s> included
+  config.language.vocabulary = 800
+  config.language.length = 80  # T, tokens of a report, </s> included
   config.language.instruction = 'Describe the film.'  # R2GenGPT's is longer (paper)
 
   config.model = ConfigDict()
-  config.model.vision = ConfigDict({'encoder': 'vit', 'variant': 'tiny_patch8', 'weights': '', 'tuning': 'train'})
+  config.model.vision = ConfigDict({'encoder': 'vit', 'variant': 'mini_patch16', 'weights': '', 'tuning': 'train'})
   config.model.text = ConfigDict({'variant': 'tiny', 'weights': '', 'pooling': 'mean'})
   config.model.contrast_width = 64
   config.model.views = 'mean'  # or 'concat'
   config.model.interaction = ConfigDict(
-    {'enabled': True, 'width': 96, 'heads': 4, 'layers': 2, 'mlp_ratio': 2, 'dropout': 0.1, 'words': 8}
+    {'enabled': True, 'width': 64, 'heads': 4, 'layers': 2, 'mlp_ratio': 2, 'dropout': 0.1, 'words': 8}
   )
   config.model.clues = ConfigDict({'limit': 6, 'inject': True})  # C, the most clues of a study
   config.model.language = ConfigDict()
@@ -87,16 +89,16 @@ def embedded() -> ConfigDict:
 
   config.clues = ConfigDict()
   config.clues.source = 'perceived'  # or 'labels': those of the reference, where there is no film to perceive from
-  config.clues.bank = 'prompts'  # or 'sentences': of training, those that say something of one observation alone
+  config.clues.bank = 'sentences'  # of training, that say something of one observation alone; or 'prompts'
   config.clues.drop = 0.1  # share of training samples without their clues
   config.clues.replace = 0.05  # share of clues that become a wrong one
   config.clues.crossfit = 0  # 2: training clues come from a perception that has not seen the film
 
-  config.contrast = stage(steps=800, batch_size=64, learning_rate=1e-3)
+  config.contrast = optim.section(steps=1500, batch_size=64, learning_rate=1e-3)
   config.contrast.abnormal_first = 0.8  # p_abn; 0: uniform over sentences
   config.contrast.targets = 'label_match'
-  config.language_model = stage(steps=300, batch_size=64, learning_rate=2e-3)
-  config.report = stage(steps=600, batch_size=32, learning_rate=1e-3)
+  config.language_model = optim.section(steps=300, batch_size=64, learning_rate=2e-3)
+  config.report = optim.section(steps=500, batch_size=64, learning_rate=2e-3)
   config.report.vision_rate = 0.1  # of the learning rate
 
   config.train = ConfigDict()
@@ -106,7 +108,7 @@ def embedded() -> ConfigDict:
   config.train.checkpoint_every = 350
   config.train.keep = 1
 
-  config.decoding = ConfigDict({'preset': 'truthful', 'beams': 3, 'max_new_tokens': 96})
+  config.decoding = ConfigDict({'preset': 'truthful', 'beams': 3, 'max_new_tokens': 80})
 
   config.eval = ConfigDict()
   config.eval.batch_size = 32
@@ -124,21 +126,6 @@ def embedded() -> ConfigDict:
   return config
 
 
-def stage(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
-  """A stage of AdamW with warm-up and cosine; no steps: it is left out."""
-  config = ConfigDict({'steps': steps, 'batch_size': batch_size})
-  config.optim = ConfigDict()
-  config.optim.name = 'adamw'
-  config.optim.learning_rate = learning_rate
-  config.optim.schedule = 'cosine'
-  config.optim.warmup_steps = steps // 10
-  config.optim.weight_decay = 0.01
-  config.optim.momentum = 0.0
-  config.optim.clip_norm = 1.0
-  config.optim.ema_decay = 0.0
-  return config
-
-
 def iu_text() -> ConfigDict:
   """The writer alone, on real text: the labels of a report go in as clues, the report is to come out."""
   config = embedded()
@@ -146,11 +133,12 @@ def iu_text() -> ConfigDict:
   config.data.layout = 'kaggle'
   config.data.films = False
   config.language.vocabulary = 1500
+  config.language.length = config.decoding.max_new_tokens = 96
   config.model.vision.encoder = 'none'
   config.clues.source = 'labels'
   config.contrast.steps = 0
-  config.language_model = stage(steps=400, batch_size=32, learning_rate=2e-3)
-  config.report = stage(steps=400, batch_size=32, learning_rate=1e-3)
+  config.language_model = optim.section(steps=400, batch_size=32, learning_rate=2e-3)
+  config.report = optim.section(steps=800, batch_size=32, learning_rate=2e-3)
   config.report.vision_rate = 1.0
   config.eval.limit = 200
   config.eval.final = (('report', 'test'), ('interventions', 'test'))
@@ -164,6 +152,7 @@ def paper() -> ConfigDict:
   config.data.pixels = 256
   config.data.workers = 8
   config.augment.contrast = True
+  config.clues.bank = 'prompts'
   config.text.tokenizer = config.model.text.weights = 'emilyalsentzer/Bio_ClinicalBERT'
   config.text.vocabulary = 28996
   config.text.length = 64
@@ -217,7 +206,7 @@ def mimic_cxr() -> ConfigDict:
 
 def contrast(steps: int) -> ConfigDict:
   """Stage 1 as MedCLIP trains: AdamW 2e-5, decay 1e-4, batches of 256 (spec 4.1)."""
-  config = stage(steps, batch_size=256, learning_rate=2e-5)
+  config = optim.section(steps, batch_size=256, learning_rate=2e-5)
   config.optim.weight_decay = 1e-4
   config.abnormal_first = 0.8
   config.targets = 'label_match'
@@ -226,6 +215,6 @@ def contrast(steps: int) -> ConfigDict:
 
 def report(steps: int, batch_size: int) -> ConfigDict:
   """Stage 2 as R2GenGPT trains: AdamW 1e-4, decay 0.01, cosine (spec 4.2)."""
-  config = stage(steps, batch_size, learning_rate=1e-4)
+  config = optim.section(steps, batch_size, learning_rate=1e-4)
   config.vision_rate = 0.1
   return config

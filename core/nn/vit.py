@@ -29,6 +29,7 @@ from core.nn.transformer import Adapter, Encoder, Tokens
 
 VARIANTS = {
   'tiny_patch8': {'patch': 8, 'width': 96, 'depth': 4, 'heads': 3, 'mlp_dim': 384},  # ours, for 64 px on a CPU
+  'mini_patch16': {'patch': 16, 'width': 96, 'depth': 4, 'heads': 3, 'mlp_dim': 384},  # ours: 64 px in 16 patches
   # Ours, for few pictures of one place on a CPU: learns in minutes from scratch where hands and things are.
   'tiny_places8': {
     'patch': 8,

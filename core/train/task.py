@@ -151,6 +151,15 @@ Evaluator = Callable[[Variables, str], Evaluation]
 """(variables, split) -> Evaluation."""
 
 
+def deferred(judge: Callable[[], Any], names: Sequence[str]) -> dict[str, Evaluator]:
+  """Evaluators that are methods of `judge()`, which is called, and opens its data, only when one of them is."""
+
+  def evaluator(name: str) -> Evaluator:
+    return lambda variables, split: getattr(judge(), name)(variables, split)
+
+  return {name: evaluator(name) for name in names}
+
+
 class Predictor(abc.ABC):
   """Applies a trained system to a user's own files, case by case, so that a broken file costs only its own case."""
 

@@ -86,8 +86,8 @@ def _world(config: Any) -> chest.Config:
 def _described(config: Any) -> dict[str, Any]:
   data = config.data
   if data.dataset == 'chest':
-    return {'seed': data.seed, **dataclasses.asdict(_world(config))}
-  return {'sections': data.sections, 'pixels': data.pixels, 'layout': data.layout}
+    return {'seed': data.seed, 'films': data.films, **dataclasses.asdict(_world(config))}
+  return {'sections': data.sections, 'pixels': data.pixels, 'layout': data.layout, 'films': data.films}
 
 
 # Texts and their labels.

@@ -258,7 +258,7 @@ class Task(contract.Task):
   def evaluators(self) -> Mapping[str, contract.Evaluator]:
     """See `scoring`; 'zero_shot' is 'perception' before there are thresholds."""
     names = ('perception', 'report', 'interventions')
-    return {'zero_shot': self.zero_shot, **{name: functools.partial(_ask, self, name) for name in names}}
+    return {'zero_shot': self.zero_shot, **contract.deferred(lambda: self.judge, names)}
 
   def zero_shot(self, variables: contract.Variables, split: str) -> contract.Evaluation:
     """'perception' with the prototypes of the text encoder as it is, and thresholds of 0."""
@@ -272,11 +272,6 @@ class Task(contract.Task):
   def report(self, evaluations: Mapping[str, contract.Evaluation], variables: contract.Variables) -> Sequence[Any]:
     """Films with their reports and evidence, margins, what interventions do."""
     return reporting.sections(self, evaluations, variables)
-
-
-def _ask(task: Task, name: str, variables: contract.Variables, split: str) -> contract.Evaluation:
-  """An evaluator; the judge behind it opens its data only when it is called."""
-  return getattr(task.judge, name)(variables, split)
 
 
 def _is_first(path: str) -> bool:

@@ -214,7 +214,7 @@ class Task(contract.Task):
   def evaluators(self) -> Mapping[str, contract.Evaluator]:
     """See `scoring`."""
     names = ('anticipation', 'recognition', 'pretraining', 'statistics')
-    return {name: functools.partial(_ask, self, name) for name in names}
+    return contract.deferred(lambda: self.judge, names)
 
   def predictor(self, variables: contract.Variables, metadata: Mapping[str, Any]) -> contract.Predictor:
     """What comes next in a video file, from pixels."""
@@ -223,11 +223,6 @@ class Task(contract.Task):
   def report(self, evaluations: Mapping[str, contract.Evaluation], variables: contract.Variables) -> Sequence[Any]:
     """Timelines, attention over the past, learned next actions beside the empirical ones, against n-grams."""
     return reporting.sections(self, evaluations, variables)
-
-
-def _ask(task: Task, name: str, variables: contract.Variables, split: str) -> contract.Evaluation:
-  """An evaluator; the judge behind it opens its data only when it is called."""
-  return getattr(task.judge, name)(variables, split)
 
 
 def _check(config: Any) -> None:
