@@ -125,8 +125,12 @@ def torch_counterpart(name: str, *arguments: Any) -> Callable[[], Any]:
 
 
 def training(case: Case, repetitions: int) -> dict[str, Any]:
-  """Steps per second of ours and of torch."""
-  contestants = [Contestant('ours', our_step, case), Contestant('torch', torch_counterpart, 'step', case)]
+  """Steps per second of ours and of torch with either allocator."""
+  contestants = [
+    Contestant('ours', our_step, case),
+    Contestant('torch', torch_counterpart, 'step', case, False),
+    Contestant('torch, our allocator', torch_counterpart, 'step', case, True),
+  ]
   warm = {each.name: each.turn() for each in contestants}
   for name, (seconds, (loss, trained)) in warm.items():
     print(f'  {name:<22} first step {seconds:5.1f} s, loss {loss:.3f}, {trained:,} numbers', flush=True)

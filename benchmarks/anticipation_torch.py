@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from benchmarks.anticipation_cases import Case
 from core.nn import vit
+from core.train import memory
 
 
 class Frames(nn.Module):
@@ -82,8 +83,14 @@ def network(case: Case) -> Anticipator:
   return Anticipator(case)
 
 
-def step(case: Case) -> Callable[[], tuple[float, int]]:
-  """A function that takes a training step: (its loss, numbers trained)."""
+def step(case: Case, our_allocator: bool) -> Callable[[], tuple[float, int]]:
+  """A function that takes a training step: (its loss, numbers trained).
+
+  Args:
+    our_allocator: freed memory stays in the process, as `core.train.backend.setup` has it for ours.
+  """
+  if our_allocator:
+    memory.keep_freed()
   model = network(case).train()
   decayed = [leaf for leaf in model.parameters() if leaf.ndim > 1]
   others = [leaf for leaf in model.parameters() if leaf.ndim < 2]

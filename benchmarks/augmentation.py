@@ -169,8 +169,10 @@ class Ours:
     import jax
     import jax.numpy as jnp
 
+    from core.train import memory
     from fas.fas_aug import operators, policy
 
+    memory.keep_freed()  # as every launch does
     self.jax = jax
     self.images = jax.device_put(pictures(options.batch, options.size))
     n, domains = options.batch, max(1, options.batch // 4)
