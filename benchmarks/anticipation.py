@@ -14,8 +14,8 @@ of medians of one run. Ours trains through `core.train.step`, with the stage tha
 Needs the cores to itself: beside two other busy processes torch's threads waited for each other and ours seemed 4 to 5
 times as fast, which says nothing. The load average is printed first for this reason.
 
-Measured on two virtual Xeon cores, jax 0.10.2 and torch 2.13, f32: features 0.95 x (L = 2) and 0.93 x (L = 6) of
-torch's steps per second, pixels 0.71 x (torch with our allocator: 0.90, 0.91 and 0.68 x). On one of them (taskset):
+Measured on two virtual Xeon cores, jax 0.10.2 and torch 2.13, f32: features 0.87 x (L = 2) and 0.91 x (L = 6) of
+torch's steps per second, pixels 0.68 x (torch with our allocator: 0.88, 0.88 and 0.64 x). On one of them (taskset):
 0.86, 0.87 and 0.79 x; the ViT forward costs the same, forward and backward a third more. There a step of the stream at
 T = 60 takes 38 ms cached, 52 ms exact, 59 ms in torch over the last features, 1908 ms in torch over the last clips.
 Label grids of 76,885 segments: 0.10 s against 26 s.
