@@ -4,7 +4,7 @@
 
 Presets:
   embedded    drawn chest films with grammatical reports: sentence-level contrast, zero-shot perception, a small LLaMA
-              that learns the language of the reports, then reports from films and clues. 7 minutes on two CPU cores.
+              that learns the language of the reports, then reports from films and clues. 5 minutes on two CPU cores.
   iu_text     the public reports of IU-Xray without films: the clues are the labels of the reference itself, so that
               only the writer is judged. Needs indiana_reports.csv: --config.data.root=FOLDER.
   iu_xray     ViT-B/16, Bio_ClinicalBERT, LLaMA with LoRA; R2Gen's package, Open-i's own files or Kaggle's tables under
