@@ -16,8 +16,6 @@ overridden: --config.contrast.abnormal_first=0 --config.model.disease.loss=off -
 
 from ml_collections import ConfigDict
 
-from core.train import optim
-
 PRESETS = ('embedded', 'iu_text', 'iu_xray', 'mimic_cxr')
 
 
@@ -94,11 +92,11 @@ def embedded() -> ConfigDict:
   config.clues.replace = 0.05  # share of clues that become a wrong one
   config.clues.crossfit = 0  # 2: training clues come from a perception that has not seen the film
 
-  config.contrast = optim.section(steps=1500, batch_size=64, learning_rate=1e-3)
+  config.contrast = stage(steps=1500, batch_size=64, learning_rate=1e-3)
   config.contrast.abnormal_first = 0.8  # p_abn; 0: uniform over sentences
   config.contrast.targets = 'label_match'
-  config.language_model = optim.section(steps=300, batch_size=64, learning_rate=2e-3)
-  config.report = optim.section(steps=500, batch_size=64, learning_rate=2e-3)
+  config.language_model = stage(steps=300, batch_size=64, learning_rate=2e-3)
+  config.report = stage(steps=500, batch_size=64, learning_rate=2e-3)
   config.report.vision_rate = 0.1  # of the learning rate
 
   config.train = ConfigDict()
@@ -126,6 +124,21 @@ def embedded() -> ConfigDict:
   return config
 
 
+def stage(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
+  """A stage of AdamW with warm-up and cosine; no steps: it is left out."""
+  config = ConfigDict({'steps': steps, 'batch_size': batch_size})
+  config.optim = ConfigDict()
+  config.optim.name = 'adamw'
+  config.optim.learning_rate = learning_rate
+  config.optim.schedule = 'cosine'
+  config.optim.warmup_steps = steps // 10
+  config.optim.weight_decay = 0.01
+  config.optim.momentum = 0.0
+  config.optim.clip_norm = 1.0
+  config.optim.ema_decay = 0.0
+  return config
+
+
 def iu_text() -> ConfigDict:
   """The writer alone, on real text: the labels of a report go in as clues, the report is to come out."""
   config = embedded()
@@ -137,8 +150,8 @@ def iu_text() -> ConfigDict:
   config.model.vision.encoder = 'none'
   config.clues.source = 'labels'
   config.contrast.steps = 0
-  config.language_model = optim.section(steps=400, batch_size=32, learning_rate=2e-3)
-  config.report = optim.section(steps=800, batch_size=32, learning_rate=2e-3)
+  config.language_model = stage(steps=400, batch_size=32, learning_rate=2e-3)
+  config.report = stage(steps=800, batch_size=32, learning_rate=2e-3)
   config.report.vision_rate = 1.0
   config.eval.limit = 200
   config.eval.final = (('report', 'test'), ('interventions', 'test'))
@@ -206,7 +219,7 @@ def mimic_cxr() -> ConfigDict:
 
 def contrast(steps: int) -> ConfigDict:
   """Stage 1 as MedCLIP trains: AdamW 2e-5, decay 1e-4, batches of 256 (spec 4.1)."""
-  config = optim.section(steps, batch_size=256, learning_rate=2e-5)
+  config = stage(steps, batch_size=256, learning_rate=2e-5)
   config.optim.weight_decay = 1e-4
   config.abnormal_first = 0.8
   config.targets = 'label_match'
@@ -215,6 +228,6 @@ def contrast(steps: int) -> ConfigDict:
 
 def report(steps: int, batch_size: int) -> ConfigDict:
   """Stage 2 as R2GenGPT trains: AdamW 1e-4, decay 0.01, cosine (spec 4.2)."""
-  config = optim.section(steps, batch_size, learning_rate=1e-4)
+  config = stage(steps, batch_size, learning_rate=1e-4)
   config.vision_rate = 0.1
   return config

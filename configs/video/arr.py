@@ -20,8 +20,6 @@ Any key can be overridden: --config.model.share_heads=False --config.grid.clips=
 
 from ml_collections import ConfigDict
 
-from core.train import optim
-
 PRESETS = (
   'embedded', 'epic_labels', 'egtea_labels', 'salads_labels', 'paper_epic', 'paper_egtea', 'paper_salads',
   'features_epic',
@@ -131,8 +129,18 @@ def embedded() -> ConfigDict:
 
 
 def stage(steps: int, batch_size: int, learning_rate: float) -> ConfigDict:
-  """A stage of AdamW, our single-host default (spec 4.4); no steps: it is left out."""
-  return optim.section(steps, batch_size, learning_rate, warmup=0.05, weight_decay=0.05)
+  """A stage of AdamW with warm-up and cosine, our single-host default (spec 4.4); no steps: it is left out."""
+  config = ConfigDict({'steps': steps, 'batch_size': batch_size})
+  config.optim = ConfigDict()
+  config.optim.name = 'adamw'
+  config.optim.learning_rate = learning_rate
+  config.optim.schedule = 'cosine'
+  config.optim.warmup_steps = steps // 20
+  config.optim.weight_decay = 0.05
+  config.optim.momentum = 0.0
+  config.optim.clip_norm = 1.0
+  config.optim.ema_decay = 0.0
+  return config
 
 
 def labels(dataset: str) -> ConfigDict:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from core.errors import UserError, nearest
 
@@ -29,20 +28,6 @@ class Optimizer:
 
   transformation: optax.GradientTransformation
   schedule: Callable[[Any], Any]
-
-
-def section(
-  steps: int, batch_size: int, learning_rate: float, *, warmup: float = 0.1, weight_decay: float = 0.01
-) -> ConfigDict:
-  """A config section for one stage: steps, batch_size and, under optim, AdamW as `build` reads it.
-
-  Cosine after a warm-up of the share `warmup` of the steps, gradients clipped at 1, no average of the weights.
-  """
-  optimizer = {
-    'name': 'adamw', 'learning_rate': learning_rate, 'schedule': 'cosine', 'warmup_steps': round(steps * warmup),
-    'weight_decay': weight_decay, 'momentum': 0.0, 'clip_norm': 1.0, 'ema_decay': 0.0,
-  }  # fmt: skip
-  return ConfigDict({'steps': steps, 'batch_size': batch_size, 'optim': optimizer})
 
 
 def build(config: Any, steps: int, rates: Mapping[str, float] = MappingProxyType({})) -> Optimizer:

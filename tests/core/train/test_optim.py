@@ -75,13 +75,6 @@ def test_schedule_warms_up_and_ends(schedule):
   np.testing.assert_allclose(rate(8), 0.1 if schedule == 'constant' else 0.05, rtol=1e-5)
 
 
-def test_a_section_is_what_build_reads():
-  section = optim.section(steps=200, batch_size=8, learning_rate=0.1, warmup=0.1)
-  assert (section.steps, section.batch_size, section.optim.warmup_steps) == (200, 8, 20)
-  rate = optim.build(section.optim, section.steps).schedule
-  np.testing.assert_allclose([rate(0), rate(20), rate(200)], [0.0, 0.1, 0.0], atol=1e-7)
-
-
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
