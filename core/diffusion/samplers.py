@@ -105,8 +105,8 @@ def sample(
     sampler: the sampler, with its schedule.
     steps: how many; one evaluation of the network each.
     context: what the network is given beside x and t, a tree of arrays [B, ...].
-    negative: like `context`, for classifier-free guidance (arXiv 2207.12598): both run in one batch of 2B, negative
-      first. None for no guidance.
+    negative: like `context`, for classifier-free guidance (arXiv 2207.12598): both run in one batch of 2B. None for no
+      guidance.
     guidance: the scale w of negative + w (context - negative); used with `negative` only.
     rng: a typed key, or [B] of them, so that a row does not depend on its batch. Read where there is fresh noise.
     image: latents [B, ...] to start from, in the place of noise alone.
@@ -115,11 +115,8 @@ def sample(
   Returns:
     f32 [B, ...].
   """
-  if image is None and strength != 1:
-    raise UserError(f'strength is {strength} but there is no image to start from; give `image`, or leave strength 1.')
   walk = sampler.walk(steps, strength)
-  if rng is None and walk.fresh.any():
-    raise UserError(f"sampler '{sampler.name}' (eta {sampler.eta}) draws fresh noise at every step; give `rng`.")
+  _check(sampler, walk, noise, context, negative, rng, image, strength)
   predict = denoise if negative is None else _guided(denoise, negative, guidance)
   clip = sampler.schedule.clip if sampler.name in ('ddim', 'ddpm') else None
 
@@ -148,6 +145,33 @@ def step_noise(rng: jax.Array, step: int | jax.Array, shape: tuple[int, ...]) ->
   return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape[1:]))(rng)
 
 
+def _check(
+  sampler: Sampler,
+  walk: Walk,
+  noise: jax.Array,
+  context: Any,
+  negative: Any,
+  rng: jax.Array | None,
+  image: jax.Array | None,
+  strength: float,
+) -> None:
+  """Refuses arguments of `sample` that do not go together."""
+  if image is None and strength != 1:
+    raise UserError(f'strength is {strength} but there is no image to start from; give `image`, or leave strength 1.')
+  if image is not None and image.shape != noise.shape:
+    raise UserError(f'image is {image.shape} and noise {noise.shape}; expected latents and noise of one shape.')
+  if negative is not None and context is None:
+    raise UserError('there is a `negative` but no `context` to lead to; give both, or neither for no guidance.')
+  if not walk.fresh.any():
+    return
+  if rng is None:
+    raise UserError(f"sampler '{sampler.name}' (eta {sampler.eta}) draws fresh noise at every step; give `rng`.")
+  typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
+  if not typed or rng.shape not in ((), noise.shape[:1]):
+    expected = f'a key of jax.random.key, or {noise.shape[0]} of them, one for each row'
+    raise UserError(f'rng is {rng.dtype} {rng.shape}; expected {expected}.')
+
+
 def _start(sampler: Sampler, walk: Walk, noise: jax.Array, image: jax.Array | None) -> jax.Array:
   if image is not None:
     return walk.signal[0] * image.astype(jnp.float32) + walk.noise[0] * noise
@@ -157,12 +181,17 @@ def _start(sampler: Sampler, walk: Walk, noise: jax.Array, image: jax.Array | No
 
 
 def _guided(denoise: Denoise, negative: Any, guidance: float | jax.Array) -> Denoise:
-  """Classifier-free guidance: the network sees a batch of 2B."""
+  """Classifier-free guidance: the network sees a batch of 2B, where row 2i is without and row 2i + 1 with context i.
+
+  So both rows of a sample lie on its device when the batch is sharded; with one half after the other they would move.
+  """
+
+  def pair(first, second):
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
   def predict(x, t, context):
-    both = jax.tree.map(lambda first, second: jnp.concatenate([first, second]), negative, context)
-    prediction = denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both).astype(jnp.float32)
-    without, within = jnp.split(prediction, 2)
+    prediction = denoise(pair(x, x), pair(t, t), jax.tree.map(pair, negative, context)).astype(jnp.float32)
+    without, within = prediction[0::2], prediction[1::2]
     return without + guidance * (within - without)
 
   return predict
