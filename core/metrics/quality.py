@@ -137,10 +137,11 @@ def _layer(conv: Conv) -> nn.Conv:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-  """Feature vectors of unit length; where all features are zero, zeros, and a gradient that is not NaN."""
-  squared = jnp.square(x).sum(-1, keepdims=True)
-  alive = squared > 0
-  return x / jnp.where(alive, jnp.sqrt(jnp.where(alive, squared, 1)) + TINY, 1)
+  """Feature vectors of unit length.
+
+  Where all features are zero the root's slope is NaN; `nn.relu` stops it there (`jnp.maximum` would let it through).
+  """
+  return x / (jnp.sqrt(jnp.square(x).sum(-1, keepdims=True)) + TINY)
 
 
 def _trunk(network: str) -> Trunk:
@@ -247,7 +248,7 @@ class Brisque:
     self._measure = cv2.quality.QualityBRISQUE_create(str(model), str(features))
 
   def __call__(self, image: np.ndarray) -> float:
-    """uint8 [H, W, 3] RGB -> 0..100, lower is more natural; NaN for a picture of one colour."""
+    """uint8 [H, W, 3] RGB -> 0..100, lower is more natural."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
       raise UserError(f'BRISQUE judges 8-bit RGB pictures [H, W, 3], found {image.dtype} {image.shape}.')
     return float(self._measure.compute(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[0])
