@@ -136,6 +136,27 @@ class Schedule:
       karras=bool(config.get('use_karras_sigmas', False)),
     )
 
+  def to_config(self) -> dict[str, Any]:
+    """The configuration for a scheduler/ folder of diffusers; `from_config` gives this schedule back."""
+    config = {
+      '_class_name': 'DPMSolverMultistepScheduler' if self.karras else 'DDIMScheduler',
+      'beta_schedule': self.betas,
+      'beta_start': self.beta_start,
+      'beta_end': self.beta_end,
+      'num_train_timesteps': self.steps,
+      'prediction_type': next(theirs for theirs, ours in PREDICTIONS.items() if ours == self.prediction),
+      'steps_offset': self.steps_offset,
+      'set_alpha_to_one': self.set_alpha_to_one,
+      'clip_sample': self.clip is not None,
+    }
+    if self.clip is not None:
+      config['clip_sample_range'] = self.clip
+    if self.spacing is not None:
+      config['timestep_spacing'] = self.spacing
+    if self.karras:
+      config['use_karras_sigmas'] = True
+    return config
+
 
 # Keys whose other values give other samples, with the values that are built here.
 _ONLY = {

@@ -131,6 +131,30 @@ def test_what_diffusers_saves_is_read(tmp_path, name, options, attribute, value)
   assert getattr(schedule, attribute) == value and schedule.betas == 'scaled_linear'
 
 
+@pytest.mark.parametrize(
+  'schedule',
+  [
+    VARIANTS['sd1'],
+    VARIANTS['sd2_768'],
+    Schedule('linear', 0.0001, 0.02, 500, spacing='trailing', steps_offset=0, set_alpha_to_one=True, clip=2.0),
+    Schedule(karras=True, spacing='leading'),
+  ],
+)
+def test_what_is_written_is_read_back_and_taken_by_diffusers(tmp_path, schedule):
+  (tmp_path / 'scheduler_config.json').write_text(json.dumps(schedule.to_config()))
+  assert read(tmp_path) == schedule
+  diffusers = pytest.importorskip('diffusers')
+  theirs = getattr(diffusers, schedule.to_config()['_class_name']).from_pretrained(tmp_path)
+  np.testing.assert_allclose(theirs.alphas_cumprod, schedule.alphas_cumprod, atol=1e-6)
+  assert theirs.config.prediction_type == {'epsilon': 'epsilon', 'v': 'v_prediction'}[schedule.prediction]
+  assert (theirs.config.get('use_karras_sigmas', False), theirs.config.steps_offset) == (
+    schedule.karras,
+    schedule.steps_offset,
+  )
+  if not schedule.karras:
+    assert theirs.config.clip_sample_range == (schedule.clip or 1) and theirs.config.clip_sample == bool(schedule.clip)
+
+
 def test_reading_from_a_model_its_folder_or_the_file(tmp_path):
   folder = tmp_path / 'scheduler'
   folder.mkdir()
