@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict as flatten
 
 from core.errors import UserError
 from core.nn.autoencoder import Autoencoder
-from core.weights import autoencoder, files
+from core.nn.unet import UNet
+from core.weights import autoencoder, files, unet
 
 VAE = Autoencoder(channels=(8, 12), layers=1, groups=4)
 VAE_CONFIG = {'block_out_channels': [8, 12], 'layers_per_block': 1, 'norm_num_groups': 4}
@@ -24,6 +25,15 @@ def leaves(model, *inputs):
 
 
 VAE_LEAVES = leaves(VAE, jnp.zeros((1, 4, 4, 3)))
+
+
+UNET = UNet(channels=(8, 12), cross=(True, False), layers=2, heads=(2, 3), depth=2, context_width=6, groups=4)
+UNET_LEAVES = leaves(UNET, jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 3, 6)))
+UNET_CONFIG = {
+  'block_out_channels': [8, 12], 'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
+  'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'], 'layers_per_block': 2, 'transformer_layers_per_block': 2,
+  'attention_head_dim': [2, 3], 'cross_attention_dim': 6, 'norm_num_groups': 4,
+}  # fmt: skip
 
 
 def saved(folder, tensors, config):
@@ -126,3 +136,64 @@ def test_an_autoencoder_with_lost_or_extra_tensors_names_them(tmp_path):
     autoencoder.load(VAE_LEAVES, saved(tmp_path, tensors, VAE_CONFIG))
   with pytest.raises(UserError, match="no layout 'old', expected one of .*diffusers-old-conv"):
     autoencoder.export(VAE_LEAVES, 'old')
+
+
+@pytest.mark.parametrize('linear', [False, True])
+def test_a_unet_of_diffusers_comes_back_bit_for_bit(tmp_path, linear):
+  kind = pytest.importorskip('diffusers').UNet2DConditionModel
+  kind(**UNET_CONFIG, use_linear_projection=linear).save_pretrained(tmp_path)
+  tensors = files.read(tmp_path)
+  assert UNet(**unet.infer(tensors)) == UNET
+  loaded, account = unet.load(UNET_LEAVES, tensors)
+  assert set(loaded) == set(UNET_LEAVES) and not account.ignored
+  assert account.layout == ('diffusers-linear' if linear else 'diffusers')
+  same(unet.export(loaded, account.layout), dict(tensors))
+  random = unet.export(UNET_LEAVES, account.layout)
+  files.write(tmp_path / 'diffusion_pytorch_model.safetensors', random)
+  model, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+  assert not info['missing_keys'] and not info['unexpected_keys']
+  same({name: value.numpy() for name, value in model.state_dict().items()}, random)
+
+
+@pytest.mark.parametrize('layout', sorted(unet.LAYOUTS))
+def test_projections_of_a_unet_are_known_by_their_shape(tmp_path, layout):
+  tensors = unet.export(UNET_LEAVES, layout)
+  shape = tensors['down_blocks.0.attentions.1.proj_out.weight'].shape
+  assert shape == ((8, 8) if layout == 'diffusers-linear' else (8, 8, 1, 1))
+  half = {f'model.{name}': value.astype(np.float16) for name, value in tensors.items()}
+  loaded, account = unet.load(UNET_LEAVES, saved(tmp_path, half, UNET_CONFIG))
+  assert account.layout == layout
+  same(loaded, {path: leaf.astype(np.float16).astype(np.float32) for path, leaf in UNET_LEAVES.items()})
+
+
+@pytest.mark.parametrize(
+  ('change', 'match'),
+  [
+    ({'addition_embed_type': 'text_time'}, "addition_embed_type 'text_time'; the U-Net here knows None only"),  # SDXL
+    ({'class_embed_type': 'projection'}, 'class_embed_type'),
+    ({'flip_sin_to_cos': False}, 'flip_sin_to_cos False; the U-Net here knows True only'),
+    ({'down_block_types': ['AttnDownBlock2D', 'DownBlock2D']}, "down_block_types .'AttnDownBlock2D'"),
+    ({'up_block_types': ['CrossAttnUpBlock2D', 'UpBlock2D']}, 'on the way down or up only'),
+    ({'layers_per_block': [1, 2]}, r'layers_per_block \[1, 2\]; the U-Net here knows one number'),
+    ({'transformer_layers_per_block': [1, 2]}, 'transformer_layers_per_block'),
+    ({'cross_attention_dim': None}, 'no cross_attention_dim in the config.json'),
+  ],
+)
+def test_unets_that_are_not_ours_are_refused(tmp_path, change, match):
+  config = {name: value for name, value in {**UNET_CONFIG, **change}.items() if value is not None}
+  with pytest.raises(UserError, match=match):
+    unet.infer(saved(tmp_path, unet.export(UNET_LEAVES), config))
+
+
+def test_num_attention_heads_goes_before_attention_head_dim(tmp_path):
+  tensors = saved(tmp_path, unet.export(UNET_LEAVES), {**UNET_CONFIG, 'num_attention_heads': 4})
+  assert unet.infer(tensors)['heads'] == 4
+
+
+def test_a_unet_with_lost_or_extra_tensors_names_them(tmp_path):
+  tensors = unet.export(UNET_LEAVES)
+  tensors['add_embedding.weight'] = tensors.pop('time_embedding.linear_1.bias')
+  with pytest.raises(UserError, match=r'time/up/bias: no time_embedding[\s\S]*add_embedding.weight'):
+    unet.load(UNET_LEAVES, saved(tmp_path, tensors, UNET_CONFIG))
+  with pytest.raises(UserError, match="no layout 'linear', expected one of .*diffusers-linear"):
+    unet.export(UNET_LEAVES, 'linear')
