@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from core.nn.autoencoder import Autoencoder
 from core.weights import files, table
 from core.weights.table import CONV, LINEAR, Account, Key, Layout, Transform, detect, layer, norm
 
@@ -124,6 +125,23 @@ def infer(tensors: files.Tensors) -> dict[str, Any]:
     'groups': config.get('norm_num_groups', 32),
     'colours': config.get('in_channels', 3),
     'scaling': config.get('scaling_factor', 0.18215),
+  }
+
+
+def config(model: Autoencoder) -> dict[str, Any]:
+  """The config.json with which diffusers reads what `export` gives, the inverse of `infer`."""
+  levels = len(model.channels)
+  return {
+    '_class_name': 'AutoencoderKL',
+    'block_out_channels': list(model.channels),
+    'down_block_types': ['DownEncoderBlock2D'] * levels,
+    'up_block_types': ['UpDecoderBlock2D'] * levels,
+    'layers_per_block': model.layers,
+    'latent_channels': model.latent,
+    'norm_num_groups': model.groups,
+    'in_channels': model.colours,
+    'out_channels': model.colours,
+    'scaling_factor': model.scaling,
   }
 
 

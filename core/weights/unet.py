@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from core.nn.unet import UNet
 from core.weights import files, table
 from core.weights.autoencoder import POINT, check, resnet
 from core.weights.table import CONV, LINEAR, Account, Key, Layout, Transform, detect, layer, norm
@@ -135,4 +136,24 @@ def infer(tensors: files.Tensors) -> dict[str, Any]:
     'outputs': config.get('out_channels', 4),
     'groups': config.get('norm_num_groups', 32),
     'epsilon': config.get('norm_eps', 1e-5),
+  }
+
+
+def config(model: UNet, layout: str = 'diffusers') -> dict[str, Any]:
+  """The config.json with which diffusers reads what `export` gives, the inverse of `infer`."""
+  names = {option: {cross: name for name, cross in kinds.items()} for option, kinds in CROSS.items()}
+  return {
+    '_class_name': 'UNet2DConditionModel',
+    'block_out_channels': list(model.channels),
+    'down_block_types': [names['down_block_types'][cross] for cross in model.cross],
+    'up_block_types': [names['up_block_types'][cross] for cross in model.cross[::-1]],
+    'layers_per_block': model.layers,
+    'attention_head_dim': model.heads if isinstance(model.heads, int) else list(model.heads),
+    'transformer_layers_per_block': model.depth,
+    'cross_attention_dim': model.context_width,
+    'in_channels': model.inputs,
+    'out_channels': model.outputs,
+    'norm_num_groups': model.groups,
+    'norm_eps': model.epsilon,
+    'use_linear_projection': layout == 'diffusers-linear',
   }

@@ -155,6 +155,33 @@ def test_a_unet_of_diffusers_comes_back_bit_for_bit(tmp_path, linear):
   same({name: value.numpy() for name, value in model.state_dict().items()}, random)
 
 
+def from_scratch(folder, kind, tensors, config):
+  """The tensors that diffusers has after reading a folder written by us alone."""
+  saved(folder, tensors, config)
+  model, info = kind.from_pretrained(folder, output_loading_info=True)
+  assert not info['missing_keys'] and not info['unexpected_keys']
+  assert not set(config) - {'_class_name'} - set(model.config)
+  return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def test_diffusers_reads_an_autoencoder_that_was_never_theirs(tmp_path):
+  kind = pytest.importorskip('diffusers').AutoencoderKL
+  model = Autoencoder(channels=(6, 9, 12), layers=2, latent=3, groups=3, colours=1, scaling=0.5)
+  tensors = autoencoder.export(leaves(model, jnp.zeros((1, 4, 4, 1))))
+  same(from_scratch(tmp_path, kind, tensors, autoencoder.config(model)), tensors)
+  assert Autoencoder(**autoencoder.infer(files.read(tmp_path))) == model
+
+
+@pytest.mark.parametrize('layout', sorted(unet.LAYOUTS))
+@pytest.mark.parametrize('heads', [3, (1, 2, 3)])
+def test_diffusers_reads_a_unet_that_was_never_theirs(tmp_path, layout, heads):
+  kind = pytest.importorskip('diffusers').UNet2DConditionModel
+  model = UNet((6, 12, 9), (False, True, True), 1, heads, 2, 5, inputs=7, outputs=3, groups=3, epsilon=1e-4)
+  tensors = unet.export(leaves(model, jnp.zeros((1, 4, 4, 7)), jnp.zeros(1), jnp.zeros((1, 3, 5))), layout)
+  same(from_scratch(tmp_path, kind, tensors, unet.config(model, layout)), tensors)
+  assert UNet(**unet.infer(files.read(tmp_path))) == model
+
+
 @pytest.mark.parametrize('layout', sorted(unet.LAYOUTS))
 def test_projections_of_a_unet_are_known_by_their_shape(tmp_path, layout):
   tensors = unet.export(UNET_LEAVES, layout)
