@@ -23,6 +23,9 @@ import safetensors.numpy
 from core.errors import UserError
 from core.weights import pickles
 
+PLAIN = ('diffusion_pytorch_model.safetensors', 'model.safetensors')
+"""Names of the weights in full precision, beside which the libraries put variants: model.fp16.safetensors."""
+
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 MAX_HEADER = 100_000_000
 """Bytes; the limit of the safetensors format itself."""
@@ -126,9 +129,8 @@ def folder_files(folder: pathlib.Path) -> list[pathlib.Path]:
     if others:
       raise _pickle(others[0])
     raise UserError(f'{folder} holds no .safetensors file.')
-  plain = folder / 'model.safetensors'
-  if plain in files:
-    return [plain]
+  if plain := [path for path in files if path.name in PLAIN]:
+    return plain[:1]
   names = ', '.join(path.name for path in files[:8])
   raise UserError(
     f'{folder} holds {len(files)} safetensors files and no single index ({names}): name the one you mean.'

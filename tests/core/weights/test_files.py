@@ -80,6 +80,13 @@ def test_shards_that_do_not_keep_the_index_promise(tmp_path):
     files.read(folder)
 
 
+@pytest.mark.parametrize('plain', files.PLAIN)
+def test_weights_in_full_precision_come_before_their_variants(tmp_path, plain):
+  files.write(tmp_path / plain, TENSORS)
+  files.write(tmp_path / plain.replace('.safetensors', '.fp16.safetensors'), {'b': TENSORS['b']})
+  assert_same(files.read(tmp_path))
+
+
 def test_a_folder_with_a_choice_asks_for_one(tmp_path):
   for name in ('x', 'y'):
     files.write(tmp_path / f'{name}.safetensors', TENSORS)
