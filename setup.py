@@ -37,7 +37,7 @@ REQUIRES = [
 EXTRAS = {
   'test': ['pytest>=9.2', 'pytest-timeout>=2.4', 'hypothesis>=6.170', 'ruff>=0.17', 'pyyaml>=6'],
   # The parity references. torch is pinned to the version with a CPU build: a newer one may bring gigabytes of CUDA.
-  'reference': ['torch==2.13.0', 'peft>=0.21', 'diffusers>=0.42', 'pytorch-metric-learning>=2.9'],
+  'reference': ['torch==2.13.0', 'peft>=0.21', 'diffusers>=0.42', 'scikit-image>=0.25', 'pytorch-metric-learning>=2.9'],
   'gpu': ['jax[cuda13]>=0.10.2'],
   'tpu': ['jax[tpu]>=0.10.2'],
   'notebooks': ['nbformat>=5.10', 'nbclient>=0.10', 'ipykernel>=7'],
