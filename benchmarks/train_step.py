@@ -8,9 +8,9 @@ turns on the same cores, step by step, and the ratio is that of their medians. O
 ours runs alone, and its model FLOP utilisation is printed.
 
 Measured on two virtual Xeon cores, jax 0.10.2 and torch 2.13, f32, two runs each: batch 24, 0.126 and 0.129 steps/s,
-ratio 1.00 and 1.16; batch 8, 0.39 and 0.40 steps/s, ratio 0.92 and 0.97. Part of that is `core.train.memory`,
-which ours has through `backend.setup`: with the same allocator settings for torch too (MALLOC_ARENA_MAX=1
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000) the ratio at batch 24 is 0.81.
+ratio 1.00 and 1.16; batch 8, 0.39 and 0.40 steps/s, ratio 0.92 and 0.97. That was with an earlier `core.train.memory`,
+one arena for all threads, which a user of torch can have too: with the same allocator settings there
+(MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000) the ratio at batch 24 was 0.81.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ Public weights: `core.weights.clip`; prompts to ids: `core.data.clip_tokens`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 
 from core.errors import UserError, nearest
 from core.nn.layers import LayerNorm, dense, gelu, quick_gelu
-from core.nn.transformer import Mlp, SelfAttention
+from core.nn.transformer import Block
 
 ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': gelu}
 """By the names of transformers' `hidden_act`; 'gelu' is the exact one."""
@@ -62,26 +61,6 @@ class ClipTextOutput(NamedTuple):
   penultimate: jax.Array
   pooled: jax.Array
   projected: jax.Array | None
-
-
-class Block(nn.Module):
-  """x += attention(norm(x)); x += mlp(norm(x))."""
-
-  heads: int
-  mlp_dim: int
-  activation: Callable[[jax.Array], jax.Array]
-  epsilon: float
-  dtype: Any
-  dense: Callable[..., nn.Module]
-
-  @nn.compact
-  def __call__(self, x: jax.Array, pairs: jax.Array) -> jax.Array:
-    """x [B, T, D] -> [B, T, D]; pairs bool [B or 1, 1, T, T], True where one may attend to the other."""
-    norm = functools.partial(LayerNorm, self.epsilon, self.dtype)
-    attention = SelfAttention(self.heads, dtype=self.dtype, dense=self.dense, name='attention')
-    x = x + attention(norm(name='norm_attention')(x), pairs)
-    mlp = Mlp(self.mlp_dim, self.dtype, self.dense, self.activation, name='mlp')
-    return x + mlp(norm(name='norm_mlp')(x))
 
 
 class ClipText(nn.Module):
@@ -126,10 +105,9 @@ class ClipText(nn.Module):
       raise UserError(f'a CLIP text encoder of {self.depth} blocks: expected at least one.')
     self.words = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, embedding_init=_initial)
     self.position = self.param('position', _initial, (self.max_positions, self.width))
+    options = {'epsilon': self.epsilon, 'dtype': self.dtype, 'dense': self.dense}
     activation = ACTIVATIONS[self.activation]
-    self.block = [
-      Block(self.heads, self.mlp_dim, activation, self.epsilon, self.dtype, self.dense) for _ in range(self.depth)
-    ]
+    self.block = [Block(self.heads, self.mlp_dim, activation=activation, **options) for _ in range(self.depth)]
     self.norm = LayerNorm(self.epsilon)
     if self.projection:
       self.project = nn.Dense(self.projection, use_bias=False, name='projection')
@@ -150,7 +128,7 @@ class ClipText(nn.Module):
       pairs = pairs & mask[:, None, None]
     x = before = self.words(ids) + self.position[:length].astype(self.dtype)
     for block in self.block:
-      before, x = x, block(x, pairs)
+      before, x = x, block(x, mask=pairs)
     states = self.norm(x)
     ends = ids if self.eos is None else ids == self.eos
     pooled = jnp.take_along_axis(states, ends.argmax(-1)[:, None, None], axis=1)[:, 0]

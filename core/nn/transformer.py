@@ -113,6 +113,7 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
   adapter: Adapter | None = None
   dense: Callable[..., nn.Module] = dense
+  activation: Callable[[jax.Array], jax.Array] = gelu
 
   @nn.compact
   def __call__(
@@ -124,7 +125,7 @@ class Block(nn.Module):
     y = SelfAttention(self.heads, self.qkv_bias, self.dtype, self.dense, name='attention')(h, mask)
     x = x + self._adapt('attention_adapter', h, y, tokens, deterministic)
     h = norm(name='norm_mlp')(x)
-    y = Mlp(self.mlp_dim, self.dtype, self.dense, name='mlp')(h)
+    y = Mlp(self.mlp_dim, self.dtype, self.dense, self.activation, name='mlp')(h)
     return x + self._adapt('mlp_adapter', h, y, tokens, deterministic)
 
   def _adapt(self, name: str, h: jax.Array, y: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:

@@ -64,7 +64,7 @@ def reference(name, schedule, steps, *, strength=1.0, image=None, eta=0.0, monke
   return x.numpy()
 
 
-def compare(name, schedule, steps, monkeypatch, *, eta=0.0, image=None, strength=1.0):
+def assert_samples_of_diffusers(name, schedule, steps, monkeypatch, *, eta=0.0, image=None, strength=1.0):
   sampler = Sampler(name, schedule, eta=eta)
   ours = sample(denoise, NOISE, sampler, steps, rng=RNG, image=image, strength=strength)
   theirs = reference(name, schedule, steps, eta=eta, image=image, strength=strength, monkeypatch=monkeypatch)
@@ -77,19 +77,19 @@ def compare(name, schedule, steps, monkeypatch, *, eta=0.0, image=None, strength
 @pytest.mark.parametrize('spacing', ['leading', 'trailing', 'linspace'])
 def test_twenty_steps_are_those_of_diffusers(name, prediction, spacing, monkeypatch):
   """To 1e-4 of latents near 1; a grey level of an image in -1..1 is 8e-3."""
-  compare(name, Schedule(prediction=prediction, spacing=spacing), 20, monkeypatch)
+  assert_samples_of_diffusers(name, Schedule(prediction=prediction, spacing=spacing), 20, monkeypatch)
 
 
 @pytest.mark.parametrize('name', CLASSES)
 @pytest.mark.parametrize('steps', [1, 2, 7])
 def test_few_steps_and_odd_numbers_of_them_are_those_of_diffusers(name, steps, monkeypatch):
   # One step of 'linspace' is timestep 0 alone, where the noise is taken for a sample: 'trailing' is the sensible one.
-  compare(name, Schedule(prediction='v', spacing='trailing'), steps, monkeypatch)
+  assert_samples_of_diffusers(name, Schedule(prediction='v', spacing='trailing'), steps, monkeypatch)
 
 
 @pytest.mark.parametrize(('eta', 'spacing'), [(0.3, 'trailing'), (1.0, 'leading')])
 def test_fresh_noise_of_ddim_is_that_of_diffusers(eta, spacing, monkeypatch):
-  compare('ddim', Schedule(spacing=spacing), 20, monkeypatch, eta=eta)
+  assert_samples_of_diffusers('ddim', Schedule(spacing=spacing), 20, monkeypatch, eta=eta)
 
 
 @pytest.mark.parametrize('name', CLASSES)
@@ -102,7 +102,7 @@ def test_without_a_spacing_timesteps_are_those_that_the_sampler_has_in_diffusers
 @pytest.mark.parametrize('name', ['ddim', 'ddpm'])
 def test_clipping_the_last_step_and_linear_betas_are_those_of_diffusers(name, monkeypatch):
   pixels = Schedule('linear', 0.0001, 0.02, steps_offset=0, set_alpha_to_one=True, clip=1.0)
-  compare(name, pixels, 20, monkeypatch)
+  assert_samples_of_diffusers(name, pixels, 20, monkeypatch)
   free = sample(denoise, NOISE, Sampler(name, dataclasses.replace(pixels, clip=None)), 20, rng=RNG)
   clipped = sample(denoise, NOISE, Sampler(name, pixels), 20, rng=RNG)
   assert jnp.abs(free - clipped).max() > 0.1
@@ -111,13 +111,13 @@ def test_clipping_the_last_step_and_linear_betas_are_those_of_diffusers(name, mo
 @pytest.mark.parametrize('name', ['dpmpp_2m', 'euler'])
 @pytest.mark.parametrize('spacing', [None, 'leading'])
 def test_noise_levels_of_karras_are_those_of_diffusers(name, spacing, monkeypatch):
-  compare(name, Schedule(spacing=spacing, karras=True), 20, monkeypatch)
+  assert_samples_of_diffusers(name, Schedule(spacing=spacing, karras=True), 20, monkeypatch)
 
 
 @pytest.mark.parametrize('name', CLASSES)
 @pytest.mark.parametrize('strength', [0.3, 0.75])
 def test_image_to_image_is_that_of_diffusers(name, strength, monkeypatch):
-  compare(name, Schedule(), 20, monkeypatch, image=IMAGE, strength=strength)
+  assert_samples_of_diffusers(name, Schedule(), 20, monkeypatch, image=IMAGE, strength=strength)
 
 
 # Not DDIM with 'linspace': it steps by T // steps, as in diffusers, which is not the distance of those timesteps.

@@ -81,7 +81,7 @@ def reference(theirs, decoding, **options):
   return out.sequences[:, given:].numpy(), out.sequences_scores.numpy() if decoding.beams > 1 else None
 
 
-def check(generated, tokens, scores):
+def assert_same_texts(generated, tokens, scores):
   """Equal up to the end; returns the number of texts that came to an end of their own."""
   ends = 0
   for row, length, expected in zip(generated.tokens, generated.lengths, tokens):
@@ -103,7 +103,7 @@ def test_fifty_random_prompts(name):
     theirs, variables = model(seed)
     bare, padded, mask = prompts(seed)
     expected = reference(theirs, decoding, inputs=torch.tensor(bare), attention_mask=torch.ones(bare.shape))
-    ends += check(GENERATOR.from_ids(variables, padded, mask, decoding), *expected)
+    ends += assert_same_texts(GENERATOR.from_ids(variables, padded, mask, decoding), *expected)
   assert 5 <= ends < 50
 
 
@@ -116,7 +116,7 @@ def test_prompts_that_are_embeddings(name):
   expected = reference(
     theirs, decoding, inputs_embeds=torch.tensor(x), attention_mask=torch.ones(x.shape[:2], dtype=torch.int64)
   )
-  check(GENERATOR(variables, x, np.ones(x.shape[:2], bool), decoding), *expected)
+  assert_same_texts(GENERATOR(variables, x, np.ones(x.shape[:2], bool), decoding), *expected)
 
 
 def test_several_ends():

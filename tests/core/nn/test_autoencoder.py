@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusers_models import restored, save_random, torch_image
 from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 
 import core.nn.autoencoder
 from core.errors import UserError
 from core.nn.autoencoder import Autoencoder, build, sample
-from core.weights import autoencoder, files
+from core.weights import autoencoder
 
 TOLERANCE = 1e-4
 MODEL = Autoencoder(channels=(8, 12), layers=1, groups=4)
@@ -37,22 +38,13 @@ def reference(folder, channels, **options):
   torch.manual_seed(0)
   kinds = {'down_block_types': ('DownEncoderBlock2D',), 'up_block_types': ('UpDecoderBlock2D',)}
   kinds = {name: kind * len(channels) for name, kind in kinds.items()}
-  model = diffusers.AutoencoderKL(block_out_channels=channels, **kinds, **options).eval()
-  with torch.no_grad():
-    for parameter in model.parameters():
-      parameter.add_(0.1 * torch.randn_like(parameter))
-  model.save_pretrained(folder)
-  return model
+  model = diffusers.AutoencoderKL(block_out_channels=channels, **kinds, **options)
+  return save_random(model, folder)
 
 
 def ours(folder):
   """(autoencoder, variables) with the weights of a folder."""
-  tensors = files.read(folder)
-  model = Autoencoder(**autoencoder.infer(tensors))
-  wanted = flatten(shapes(model)['params'], sep='/')
-  loaded, account = autoencoder.load(wanted, tensors)
-  assert set(loaded) == set(wanted) and not account.ignored
-  return model, {'params': unflatten(loaded, sep='/')}
+  return restored(Autoencoder, autoencoder, shapes, folder)
 
 
 CASES = {
@@ -63,12 +55,6 @@ CASES = {
   ),
   'one level': ((4,), {'norm_num_groups': 1}, (3, 5, 3)),
 }  # fmt: skip
-
-
-def torch_image(x):
-  import torch
-
-  return torch.tensor(np.moveaxis(x, -1, 1).copy())
 
 
 def moments(model, x):

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict as flatten
-from flax.traverse_util import unflatten_dict as unflatten
+from diffusers_models import restored, save_random, torch_image
 
 import core.nn.diffusion
 from core.errors import UserError
 from core.nn.diffusion import Downsample, ResBlock, SpatialTransformer, TimeEmbedding, sinusoid
 from core.nn.unet import UNet, build
-from core.weights import files, unet
+from core.weights import unet
 
 TOLERANCE = 1e-4
 TINY = {'channels': (8, 12), 'cross': (True, False), 'layers': 1, 'heads': 2, 'groups': 4, 'context_width': 6}
@@ -60,28 +59,13 @@ def reference(folder, channels, cross, **options):
     down_block_types=['CrossAttnDownBlock2D' if each else 'DownBlock2D' for each in cross],
     up_block_types=['CrossAttnUpBlock2D' if each else 'UpBlock2D' for each in cross[::-1]],
     **options,
-  ).eval()
-  with torch.no_grad():
-    for parameter in model.parameters():
-      parameter.add_(0.1 * torch.randn_like(parameter))
-  model.save_pretrained(folder)
-  return model
+  )
+  return save_random(model, folder)
 
 
 def ours(folder):
   """(U-Net, variables) with the weights of a folder."""
-  tensors = files.read(folder)
-  model = UNet(**unet.infer(tensors))
-  wanted = flatten(shapes(model)['params'], sep='/')
-  loaded, account = unet.load(wanted, tensors)
-  assert set(loaded) == set(wanted) and not account.ignored
-  return model, {'params': unflatten(loaded, sep='/')}
-
-
-def torch_image(x):
-  import torch
-
-  return torch.tensor(np.moveaxis(x, -1, 1).copy())
+  return restored(UNet, unet, shapes, folder)
 
 
 def predicted(model, x, t, context):

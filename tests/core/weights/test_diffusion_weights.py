@@ -43,7 +43,7 @@ def saved(folder, tensors, config):
   return files.read(folder)
 
 
-def same(found, expected):
+def assert_same(found, expected):
   """Two flat trees are equal bit for bit."""
   assert set(found) == set(expected)
   for name, value in expected.items():
@@ -66,18 +66,18 @@ def test_an_autoencoder_of_diffusers_comes_back_bit_for_bit(tmp_path):
   assert Autoencoder(**autoencoder.infer(tensors)) == VAE
   loaded, account = autoencoder.load(VAE_LEAVES, tensors)
   assert set(loaded) == set(VAE_LEAVES) and not account.ignored and account.layout == 'diffusers'
-  same(autoencoder.export(loaded), dict(tensors))
+  assert_same(autoencoder.export(loaded), dict(tensors))
   files.write(tmp_path / 'diffusion_pytorch_model.safetensors', autoencoder.export(VAE_LEAVES))
   model, info = kind.from_pretrained(tmp_path, output_loading_info=True)
   assert not info['missing_keys'] and not info['unexpected_keys']
-  same({name: value.numpy() for name, value in model.state_dict().items()}, autoencoder.export(VAE_LEAVES))
+  assert_same({name: value.numpy() for name, value in model.state_dict().items()}, autoencoder.export(VAE_LEAVES))
 
 
 def test_diffusers_reads_our_old_names_as_the_same_weights(tmp_path):
   kind = save_vae(tmp_path)
   files.write(tmp_path / 'diffusion_pytorch_model.safetensors', autoencoder.export(VAE_LEAVES, 'diffusers-old'))
   model = kind.from_pretrained(tmp_path)
-  same({name: value.numpy() for name, value in model.state_dict().items()}, autoencoder.export(VAE_LEAVES))
+  assert_same({name: value.numpy() for name, value in model.state_dict().items()}, autoencoder.export(VAE_LEAVES))
 
 
 @pytest.mark.parametrize('layout', sorted(autoencoder.LAYOUTS))
@@ -89,13 +89,13 @@ def test_every_naming_and_shape_of_the_attention_is_known_by_itself(tmp_path, la
   assert key.shape == ((12, 12, 1, 1) if square else (12, 12))
   loaded, account = autoencoder.load(VAE_LEAVES, saved(tmp_path, tensors, VAE_CONFIG))
   assert account.layout == layout
-  same(loaded, VAE_LEAVES)
+  assert_same(loaded, VAE_LEAVES)
 
 
 @pytest.mark.parametrize('prefix', ['first_stage.', 'vae.model.'])
 def test_what_stands_before_all_names_is_a_prefix(tmp_path, prefix):
   tensors = {prefix + name: value for name, value in autoencoder.export(VAE_LEAVES).items()}
-  same(autoencoder.load(VAE_LEAVES, saved(tmp_path, tensors, VAE_CONFIG))[0], VAE_LEAVES)
+  assert_same(autoencoder.load(VAE_LEAVES, saved(tmp_path, tensors, VAE_CONFIG))[0], VAE_LEAVES)
 
 
 def test_a_file_in_half_precision_is_read_into_f32(tmp_path):
@@ -106,7 +106,7 @@ def test_a_file_in_half_precision_is_read_into_f32(tmp_path):
   for source in (path, tmp_path):  # by its name, and as the only file of its folder
     tensors = files.read(source)
     assert Autoencoder(**autoencoder.infer(tensors)) == VAE
-    same(
+    assert_same(
       autoencoder.load(VAE_LEAVES, tensors)[0],
       {path: leaf.astype(np.float16).astype(np.float32) for path, leaf in VAE_LEAVES.items()},
     )
@@ -147,12 +147,12 @@ def test_a_unet_of_diffusers_comes_back_bit_for_bit(tmp_path, linear):
   loaded, account = unet.load(UNET_LEAVES, tensors)
   assert set(loaded) == set(UNET_LEAVES) and not account.ignored
   assert account.layout == ('diffusers-linear' if linear else 'diffusers')
-  same(unet.export(loaded, account.layout), dict(tensors))
+  assert_same(unet.export(loaded, account.layout), dict(tensors))
   random = unet.export(UNET_LEAVES, account.layout)
   files.write(tmp_path / 'diffusion_pytorch_model.safetensors', random)
   model, info = kind.from_pretrained(tmp_path, output_loading_info=True)
   assert not info['missing_keys'] and not info['unexpected_keys']
-  same({name: value.numpy() for name, value in model.state_dict().items()}, random)
+  assert_same({name: value.numpy() for name, value in model.state_dict().items()}, random)
 
 
 def from_scratch(folder, kind, tensors, config):
@@ -168,7 +168,7 @@ def test_diffusers_reads_an_autoencoder_that_was_never_theirs(tmp_path):
   kind = pytest.importorskip('diffusers').AutoencoderKL
   model = Autoencoder(channels=(6, 9, 12), layers=2, latent=3, groups=3, colours=1, scaling=0.5)
   tensors = autoencoder.export(leaves(model, jnp.zeros((1, 4, 4, 1))))
-  same(from_scratch(tmp_path, kind, tensors, autoencoder.config(model)), tensors)
+  assert_same(from_scratch(tmp_path, kind, tensors, autoencoder.config(model)), tensors)
   assert Autoencoder(**autoencoder.infer(files.read(tmp_path))) == model
 
 
@@ -178,7 +178,7 @@ def test_diffusers_reads_a_unet_that_was_never_theirs(tmp_path, layout, heads):
   kind = pytest.importorskip('diffusers').UNet2DConditionModel
   model = UNet((6, 12, 9), (False, True, True), 1, heads, 2, 5, inputs=7, outputs=3, groups=3, epsilon=1e-4)
   tensors = unet.export(leaves(model, jnp.zeros((1, 4, 4, 7)), jnp.zeros(1), jnp.zeros((1, 3, 5))), layout)
-  same(from_scratch(tmp_path, kind, tensors, unet.config(model, layout)), tensors)
+  assert_same(from_scratch(tmp_path, kind, tensors, unet.config(model, layout)), tensors)
   assert UNet(**unet.infer(files.read(tmp_path))) == model
 
 
@@ -190,7 +190,7 @@ def test_projections_of_a_unet_are_known_by_their_shape(tmp_path, layout):
   half = {f'model.{name}': value.astype(np.float16) for name, value in tensors.items()}
   loaded, account = unet.load(UNET_LEAVES, saved(tmp_path, half, UNET_CONFIG))
   assert account.layout == layout
-  same(loaded, {path: leaf.astype(np.float16).astype(np.float32) for path, leaf in UNET_LEAVES.items()})
+  assert_same(loaded, {path: leaf.astype(np.float16).astype(np.float32) for path, leaf in UNET_LEAVES.items()})
 
 
 @pytest.mark.parametrize(
