@@ -37,7 +37,7 @@ LOG_VARIANCE = (-30.0, 20.0)
 """Range that the log-variance is cut to: a variance that overflows would make every sample infinite."""
 
 VARIANTS = {
-  'tiny': {'channels': (16, 32), 'layers': 1, 'groups': 8},  # ours, for small pictures on a CPU
+  'tiny': {'channels': (16, 32, 32), 'layers': 1, 'groups': 8},  # ours, for 32 x 32 pixels on a CPU
   'sd': {'channels': (128, 256, 512, 512), 'layers': 2, 'groups': 32},  # Stable Diffusion 1.x and 2.x
 }
 
