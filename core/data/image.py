@@ -104,3 +104,24 @@ def png_bytes(image: np.ndarray) -> bytes:
   buffer = io.BytesIO()
   Image.fromarray(check(image)).save(buffer, format='PNG')
   return buffer.getvalue()
+
+
+def to_levels(x):
+  """Photos of the inside as 8-bit pictures: floor(clip(127.5 x + 128, 0, 255)), which rounds half up (DDAP spec 2).
+
+  Args:
+    x: f32 [...], nominally -1..1; NumPy or JAX, also under `jax.jit`.
+
+  Returns:
+    uint8 [...], of the same library; at most half a level away from x, and exactly the levels that `from_levels` read.
+  """
+  xp = x.__array_namespace__()
+  return xp.floor(xp.clip(127.5 * x + 128, 0, 255)).astype(xp.uint8)
+
+
+def from_levels(levels):
+  """8-bit pictures uint8 [...] as f32 [...] in -1..1, 0 at level 127.5; NumPy or JAX."""
+  xp = levels.__array_namespace__()
+  if levels.dtype != xp.uint8:
+    raise ValueError(f'Expected uint8 levels, got {levels.dtype}.')
+  return levels.astype(xp.float32) / xp.float32(127.5) - 1

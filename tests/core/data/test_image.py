@@ -2,6 +2,8 @@
 
 import io
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,3 +102,20 @@ def test_missing_file_and_wrong_array(tmp_path):
     image.read(tmp_path / 'none.png')
   with pytest.raises(ValueError, match='uint8 image'):
     image.write_png(tmp_path / 'a.png', np.zeros((4, 4, 3), np.float32))
+
+
+def test_levels_round_half_up_and_stay_in_range():
+  ends = np.array([-2, -1, -1 + 0.99 / 255, -1 + 1.01 / 255, 0, 1 - 1.01 / 255, 1 - 0.99 / 255, 1, 2], np.float32)
+  levels = image.to_levels(ends)
+  assert levels.dtype == np.uint8 and levels.tolist() == [0, 0, 0, 1, 128, 254, 255, 255, 255]
+
+
+def test_levels_come_back_exactly_from_both_libraries():
+  levels = np.arange(256, dtype=np.uint8)
+  inside = image.from_levels(levels)
+  assert inside.dtype == np.float32 and inside[0] == -1 and inside[-1] == 1
+  assert np.array_equal(image.to_levels(inside), levels)
+  there_and_back = jax.jit(lambda each: image.to_levels(image.from_levels(each)))(jnp.asarray(levels))
+  assert there_and_back.dtype == jnp.uint8 and np.array_equal(there_and_back, levels)
+  with pytest.raises(ValueError, match='uint8 levels'):
+    image.from_levels(inside)
