@@ -169,6 +169,20 @@ class Predictor(abc.ABC):
   shown: tuple[str, ...] = ()
   """Keys of its rows that the printed table has; () for all. A report's margins would not fit on a line."""
 
+  progress: Callable[[float], None] = staticmethod(lambda share: None)
+  """A system whose cases take minutes calls it inside one, with the share in 0..1 of this case that is done; `serve` of
+  `launch.predict` puts its own in the place."""
+
+  def begin(self, output: pathlib.Path) -> None:
+    """Says, before the first case, where the results go.
+
+    A slow system keeps each case there as it is done, so that the same command goes on where it was stopped.
+
+    Args:
+      output: an existing folder, with the results of a former call perhaps.
+    """
+    del output
+
   def cases(
     self, files: Sequence[pathlib.Path], folder: pathlib.Path | None = None
   ) -> Sequence[tuple[pathlib.Path, ...]]:
@@ -226,6 +240,15 @@ class Task(abc.ABC):
   def prepare(cls, config: Any) -> list[Any]:
     """Turns raw data into records (`launch.prepare`); returns one `core.data.records.PrepareReport` per dataset."""
     raise UserError(f'{cls.__module__} has no data to prepare.')
+
+  @classmethod
+  def untrained(cls, config: Any) -> bool:
+    """Whether it can be applied to files as `init` and `pretrained` leave it, without a training run of its own.
+
+    `launch.predict --config=...` then does so, and gives `predictor` no metadata.
+    """
+    del config
+    return False
 
   @abc.abstractmethod
   def init(self, rng: jax.Array) -> Variables:

@@ -2,9 +2,11 @@
 
 import csv
 import importlib
+import io
 import json
 
 import pytest
+from launch_worlds import CONFIG
 
 from launch import predict
 
@@ -141,3 +143,88 @@ def test_a_system_says_which_files_are_one_case(experiment, files, tmp_path, mon
   assert launch(experiment / 'width_3', tmp_path / 'two', f'--input={good}', str(files / 'deep' / 'er' / 'b.NUM')) == 0
   rows = json.loads((tmp_path / 'two' / 'predictions.json').read_text())['rows']
   assert [(row['sum'], row['views']) for row in rows] == [(3.5, 2)]
+
+
+UNTRAINED = (f'--config={CONFIG}:one', '--config.data.kind=none')
+
+
+def test_a_system_that_needs_no_run_is_applied_from_its_config(files, tmp_path, capsys):
+  words = [*UNTRAINED, '--config.seed=4', f'--input={files / "a.txt"}', f'--output={tmp_path / "out"}']
+  assert predict.main(words) == 0
+  content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+  assert content['system'] == 'fake_system' and 'run' not in content
+  assert (content['config']['seed'], content['config']['data']['kind']) == (4, 'none')
+  assert content['rows'][0]['sum'] == pytest.approx(1 + 5)  # a bias of 0 from `init`, and the 5 of `pretrained`
+  assert 'never read' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('words', 'expected'),
+  [
+    ([], 'expected either --workdir=runs/NAME (a trained run) or --config=FILE'),
+    ([*UNTRAINED, '--workdir=RUN'], 'exclude each other'),
+    (['--workdir=RUN', '--config.seed=4'], "--config.seed=4: a run's own config is changed by --set=seed=4"),
+    ([*UNTRAINED, '--set=seed=4'], 'change the config by --config.KEY=VALUE'),
+    ([*UNTRAINED, '--which=last'], '--which belongs to --workdir'),
+    ([*UNTRAINED, '--fold=width_3'], '--fold belongs to --workdir'),
+    ([*UNTRAINED, '--config.sead=4'], "Did you mean 'seed'?"),
+    ([f'--config={CONFIG}:one'], 'fake_system cannot be applied from its config alone'),
+  ],
+)
+def test_a_run_and_a_config_exclude_each_other(words, expected, files, tmp_path, capsys):
+  assert predict.main([*words, f'--input={files / "a.txt"}', f'--output={tmp_path / "out"}']) == 2
+  message = capsys.readouterr().err
+  assert expected in message and message.count('\n') == 1
+  assert not (tmp_path / 'out').exists()
+
+
+def test_results_of_a_former_call_are_no_input(files, tmp_path):
+  (files / 'out').mkdir()
+  (files / 'out' / 'result.txt').write_text('7')
+  assert predict.main([*UNTRAINED, f'--input={files}', f'--output={files / "out"}']) == 0
+  rows = json.loads((files / 'out' / 'predictions.json').read_text())['rows']
+  assert str(files / 'a.txt') in [row['file'] for row in rows]
+  assert str(files / 'out' / 'result.txt') not in [row['file'] for row in rows]
+  named = [*UNTRAINED, f'--input={files / "out"}', f'--output={tmp_path / "other"}']
+  assert predict.main(named) == 0  # unless the folder itself is named
+
+
+def test_a_system_is_told_the_output_before_the_first_case_and_how_to_say_how_far_it_is(files, tmp_path, monkeypatch):
+  adder, seen = importlib.import_module('fake_system.task').Adder, []
+  plain = adder.__call__
+
+  def slow(self, path):
+    self.progress(0.5)
+    seen.append(path.name)
+    return plain(self, path)
+
+  monkeypatch.setattr(adder, 'begin', lambda self, output: seen.append(output.is_dir() and output.name))
+  monkeypatch.setattr(adder, '__call__', slow)
+  monkeypatch.setattr(predict.Progress, 'inside', lambda self, share: seen.append((self._done, share)))
+  assert predict.main([*UNTRAINED, f'--input={files}', f'--output={tmp_path / "out"}']) == 0
+  first, second = ['a.txt', (0, 1.0)], ['broken.txt', (1, 1.0)]
+  assert seen[:7] == ['out', (0, 0.5), *first, (1, 0.5), *second]
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_a_terminal_has_a_bar_and_a_log_has_lines(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(predict.time, 'monotonic', lambda: now[0])
+  log = io.StringIO()
+  progress = predict.Progress(4, log)
+  for _ in range(2):
+    progress.inside(0.5)
+    now[0] += 20
+    progress.done()
+  progress.close()
+  assert log.getvalue() == 'case 2 of 4, 50%, ETA 00:40\n'
+  terminal = Terminal()
+  monkeypatch.setattr(predict.Progress, 'DELAY', 0.0)
+  progress = predict.Progress(4, terminal)
+  progress.inside(0.5)
+  progress.close()
+  assert 'case 1 of 4  12% |' in terminal.getvalue() and 'ETA' in terminal.getvalue()

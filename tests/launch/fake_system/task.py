@@ -60,8 +60,18 @@ class Task(TinyTask):
       'double': lambda variables, split: Evaluation({'twice': 2 * scaled(variables, split).scalars['value']}),
     }
 
+  @classmethod
+  def untrained(cls, config):
+    return config.data.kind == 'none'
+
+  def pretrained(self, variables):
+    if self.config.data.kind == 'none':
+      variables['params']['head']['bias'] = variables['params']['head']['bias'] + 5
+    return variables
+
   def predictor(self, variables, metadata):
-    return Adder(float(variables['params']['head']['bias'][0]), metadata['threshold'])
+    bias = float(variables['params']['head']['bias'][0])
+    return Adder(bias, None if self.config.data.kind == 'none' else metadata['threshold'])
 
   def report(self, evaluations, variables):
     figure = matplotlib.figure.Figure()
