@@ -5,17 +5,22 @@
 
 CLIP's pieces are byte-pair encoding of lower-cased words that end in '</w>'. Which id pads is the folder's own matter,
 and since no mask hides the padding, it changes the pictures: EOS (49407) for Stable Diffusion 1.x, 0 ('!') for 2.x.
+
+`small` makes one for a few prompts, for models that are trained on the spot.
 """
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders
+from tokenizers import decoders, pre_tokenizers
 
 from core.data.text import Tokenizer
 from core.errors import UserError
@@ -45,14 +50,58 @@ def load(folder: str | os.PathLike[str]) -> Tokenizer:
 
   try:
     theirs = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    library = tokenizers.Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    return _ours(theirs, str(folder))
   except Exception as error:  # the libraries raise plain Exception too
     raise UserError(f'{folder} is not a CLIP tokenizer that transformers can read: {error}') from error
+
+
+def small(texts: Sequence[str]) -> Tokenizer:
+  """A CLIP tokenizer in which every word of the texts is one piece; other words come in several, down to bytes.
+
+  Its ids lie as in the published ones: bytes, bytes that end a word, merges, BOS, EOS, which also pads.
+  """
+  import transformers  # takes most of a second
+
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  tokens = [*letters, *(f'{letter}</w>' for letter in letters)]
+  rules = transformers.CLIPTokenizer().backend_tokenizer  # what a word is, is the library's to say
+  pieces = (
+    piece for text in texts for piece, _ in rules.pre_tokenizer.pre_tokenize_str(rules.normalizer.normalize_str(text))
+  )
+  merges = _merges(sorted(set(pieces)))
+  tokens += [left + right for left, right in merges] + ['<|startoftext|>', '<|endoftext|>']
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  return _ours(transformers.CLIPTokenizer(vocab=vocabulary, merges=merges), 'small CLIP')
+
+
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+  """Byte-pair encoding until each word is one piece: the most frequent pair first, the first by name among equals."""
+  split, merges = [(*word[:-1], f'{word[-1]}</w>') for word in words], []
+  while pairs := collections.Counter(pair for word in split for pair in itertools.pairwise(word)):
+    merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+    split = [_joined(word, merges[-1]) for word in split]
+  return merges
+
+
+def _joined(word: Sequence[str], pair: tuple[str, str]) -> tuple[str, ...]:
+  """A word with every occurrence of a pair as one piece, from the left."""
+  joined = []
+  for piece in word:
+    if joined and (joined[-1], piece) == pair:
+      joined[-1] += piece
+    else:
+      joined.append(piece)
+  return tuple(joined)
+
+
+def _ours(theirs: Any, source: str) -> Tokenizer:
+  """A `transformers.CLIPTokenizer` as one of this house."""
+  library = tokenizers.Tokenizer.from_str(theirs.backend_tokenizer.to_str())
   library.decoder = decoders.Sequence(
     [decoders.ByteLevel(), decoders.Replace('</w>', ' '), decoders.Strip(' ', left=0, right=1)]
   )
   special = {'bos': theirs.bos_token, 'eos': theirs.eos_token, 'unk': theirs.unk_token, 'pad': theirs.pad_token}
-  return Tokenizer(library, special, str(folder))
+  return Tokenizer(library, special, source)
 
 
 def prompts(tokenizer: Tokenizer, texts: Sequence[str], length: int = LENGTH) -> np.ndarray:
