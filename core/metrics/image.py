@@ -94,11 +94,11 @@ def latent_displacement(latents: jax.Array, original: jax.Array, mask: jax.Array
     f32 [...]; NaN where the mask is empty.
   """
   latents, original = _pair(latents, original, 1.0)
-  weights = 1.0 if mask is None else _pooled(jnp.asarray(mask, jnp.float32), original.shape[-3:-1])
+  weights = 1.0 if mask is None else pooled(jnp.asarray(mask, jnp.float32), original.shape[-3:-1])
   return (weights * jnp.square(latents - original)).sum(IMAGE) / (weights * jnp.square(original)).sum(IMAGE)
 
 
-def _pooled(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
+def pooled(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
   """mask [..., H, W, 1] averaged to [..., h, w, 1]."""
   *lead, height, width, _ = mask.shape
   rows, columns = size

@@ -1,0 +1,1 @@
+"""Generative models: protection against personalisation, restoration on a diffusion prior."""
