@@ -200,19 +200,24 @@ def heat_maps(
     noise = normal(jax.vmap(jax.random.fold_in, (0, None))(keys, index), latents.shape[1:])
     t = jnp.full(len(photos), t)
     seen = model.predict(params, model.schedule.add_noise(latents, noise, t), t, context, maps=True)[1]
-    return {name: each[..., np.asarray(places)] for name, each in seen.items() if not name.startswith('mid_')}
+    return {name: each[..., np.asarray(places)] for name, each in seen.items() if is_fine(name)}
 
   t = jnp.asarray(levels(model.schedule.steps, passes))
   seen = jax.lax.map(look, (jnp.arange(passes), t))
   return aggregate({name: each.sum(0) for name, each in seen.items()}, latents.shape[1:3])
 
 
+def is_fine(name: str) -> bool:
+  """Whether an attention of this name counts: all but those of the U-Net's middle; 15 of Stable Diffusion's 16."""
+  return not name.startswith('mid_')
+
+
 def aggregate(seen: Mapping[str, jax.Array], grid: tuple[int, int]) -> jax.Array:
   """DAAM's aggregation: each head's map onto the latents' grid, cut at 0, then the mean of all.
 
   Args:
-    seen: {attention: f32 [n, heads, h_i, w_i, P]}, summed over the noise levels; P pieces of the word. Without those
-      of the U-Net's middle, which is too coarse.
+    seen: {attention: f32 [n, heads, h_i, w_i, P]}, those that are fine, summed over the noise levels; P pieces of the
+      word.
     grid: (h, w) of the latents.
 
   Returns:

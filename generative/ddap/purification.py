@@ -129,6 +129,7 @@ class Kind:
     apply: (photos, value), or (photos, diffusion, value) with a model, or (photos, diffusion) without a value.
     what: the value, as errors call it; '' for none.
     low, high: its range, ends included.
+    usual: the value of a bare name.
     model: whether it takes a `Diffusion`.
   """
 
@@ -136,16 +137,17 @@ class Kind:
   what: str = ''
   low: float = 0.0
   high: float = 0.0
+  usual: float | None = None
   model: bool = False
 
 
 OPERATORS = {
-  'jpeg': Kind(jpeg, 'quality', 1, 100),
-  'blur': Kind(blur, 'deviation in pixels', 0.1, 50),
-  'resize': Kind(resize, 'share of the sides', 0.05, 1),
-  'bilateral': Kind(bilateral, 'deviation in levels', 1, 255),
+  'jpeg': Kind(jpeg, 'quality', 1, 100, 75),
+  'blur': Kind(blur, 'deviation in pixels', 0.1, 50, 1),
+  'resize': Kind(resize, 'share of the sides', 0.05, 1, 0.5),
+  'bilateral': Kind(bilateral, 'deviation in levels', 1, 255, 30),
   'autoencoder': Kind(autoencoder, model=True),
-  'diffusion': Kind(regenerate, 'strength', 1 / STEPS, 1, model=True),
+  'diffusion': Kind(regenerate, 'strength', 1 / STEPS, 1, 0.3, model=True),
 }
 
 SWEEP = (
@@ -184,17 +186,17 @@ class Operator:
 
 
 def parse(entry: str) -> Operator:
-  """'jpeg:75' -> the operator; 'autoencoder' has no value."""
-  name, _, text = entry.partition(':')
+  """'jpeg:75' -> the operator; 'jpeg' has the usual value, 'autoencoder' none."""
+  name, colon, text = entry.partition(':')
   if name not in OPERATORS:
     raise UserError(
       f"purification '{entry}': there is no '{name}', expected one of {', '.join(OPERATORS)}.{nearest(name, OPERATORS)}"
     )
   kind = OPERATORS[name]
+  if not colon:
+    return Operator(name, kind.usual)
   if not kind.what:
-    if text:
-      raise UserError(f"purification '{entry}': '{name}' takes no value; write '{name}'.")
-    return Operator(name)
+    raise UserError(f"purification '{entry}': '{name}' takes no value; write '{name}'.")
   expected = f"expected '{name}:VALUE', {kind.what} from {kind.low:g} to {kind.high:g}"
   try:
     value = float(text)

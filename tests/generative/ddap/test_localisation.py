@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from small_diffusion import MODEL, PROMPT, params, pictures, tokenizer
 
 import core.nn.diffusion
-from core.data import clip_tokens
+from core.data import clip_tokens, face, image
 from core.data.image import from_levels
 from core.diffusion.latent import normal
 from core.errors import UserError
+from core.nn import unet as unet_module
+from core.nn.resize import bicubic
 from core.weights import files, unet
 from generative.ddap import localisation
 from generative.ddap.localisation import Localiser
@@ -197,6 +199,24 @@ def test_planted_attention_is_found_and_only_for_its_word(monkeypatch):
   assert whole[truth].all() and overlap(whole, truth) > 0.7
 
 
+def test_of_stable_diffusion_the_fifteen_attentions_of_daam_are_used():
+  model = unet_module.build('sd2')
+  inputs = jnp.zeros((1, 64, 64, 4)), jnp.zeros((1,), jnp.int32), jnp.zeros((1, 77, 1024))
+  seen = jax.eval_shape(lambda key: model.init_with_output(key, *inputs, maps=True)[0][1], jax.random.key(0))
+  used = {name: each.shape for name, each in seen.items() if localisation.is_fine(name)}
+  assert len(seen) == 16 and len(used) == 15
+  assert {name[: name.index('_transformer')] for name in used} == {'down_0', 'down_1', 'down_2', 'up_1', 'up_2', 'up_3'}
+  assert sorted({shape[1:] for shape in used.values()}) == [(5, 64, 64, 77), (10, 32, 32, 77), (20, 16, 16, 77)]
+
+
+def test_every_head_counts_alike_and_overshoots_are_cut_at_zero():
+  """A level with three heads weighs three times one with one (SD 2.x has 5 to 20)."""
+  fine, coarse = jnp.full((1, 1, 4, 4, 2), 5.0), jnp.full((1, 3, 2, 2, 2), 1.0)
+  np.testing.assert_allclose(localisation.aggregate({'a': fine, 'b': coarse}, (4, 4)), np.full((1, 4, 4), 2), rtol=1e-6)
+  peak = jnp.zeros((1, 1, 8, 8, 1)).at[0, 0, 4, 4].set(1)
+  assert bicubic(peak, (32, 32)).min() < -0.01 and localisation.aggregate({'a': peak}, (32, 32)).min() == 0
+
+
 # From heat to a mask
 
 
@@ -262,6 +282,23 @@ def test_localise_gives_hard_soft_and_whole_masks():
   np.testing.assert_array_equal(soft[..., 0], found['hard'].heat)
   assert hard[soft == 1].all() and soft.min() == 0 and 0.1 < soft.mean() < 0.9
   np.testing.assert_array_equal(hard[0, ..., 0], localisation.region(soft[0, ..., 0], Localiser('hard', 0.7, 0, 2)))
+
+
+def test_a_face_of_a_real_photo_keeps_its_mask(shared_data):
+  """Heat on the 64 x 64 latents of a photo of 512 pixels, where OpenCV finds the face, comes back as its region."""
+  paths = sorted((shared_data / 'faces_n000050' / 'set_B').glob('*.png'))
+  boxes = [face.HaarDetector().detect(image.read(path))[0].box for path in paths]
+  heat_map, inside = np.zeros((len(boxes), 64, 64), np.float32), np.zeros((len(boxes), 512, 512), bool)
+  places = 8 * np.arange(64) + 4
+  for i, (x, y, width, height) in enumerate(boxes):
+    across, down = (places - x - width / 2) / width, (places - y - height / 2) / height
+    heat_map[i] = 0.1 + np.exp(-4 * (across**2 + down[:, None] ** 2))
+    rows, columns = np.mgrid[:512, :512]
+    inside[i] = np.maximum(abs(columns - x - width / 2) / width, abs(rows - y - height / 2) / height) < 0.3
+  over = np.asarray(localisation._spread(heat_map, (512, 512)))
+  found = localisation.from_heat(over, localisation.is_flat(heat_map), 'person', Localiser())
+  assert len(boxes) == 4 and not any(found.outcomes) and (found.mask[inside] == 1).all()
+  assert (found.mask.reshape(4, 64, 8, 64, 8).std((2, 4)) == 0).all() and (found.shares < 0.8).all()
 
 
 def test_a_mask_of_the_user_is_taken_as_it_is():

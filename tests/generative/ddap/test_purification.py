@@ -104,8 +104,15 @@ def test_a_sweep_keeps_its_order_and_knows_what_needs_a_model():
   assert {each.name for each in purification.sweep().values()} == set(purification.OPERATORS)
 
 
+def test_a_bare_name_has_its_usual_setting():
+  assert parse('jpeg') == parse('jpeg:75') and parse('blur') == parse('blur:1')
+  assert parse('bilateral').value == 30 and parse('diffusion').value == 0.3 and parse('autoencoder').value is None
+  for kind in purification.OPERATORS.values():
+    assert kind.usual is None if not kind.what else kind.low <= kind.usual <= kind.high
+
+
 @pytest.mark.parametrize('entry, error', [
-  ('jpg:75', "Did you mean 'jpeg'"), ('jpeg', "expected 'jpeg:VALUE', quality from 1 to 100"),
+  ('jpg:75', "Did you mean 'jpeg'"), ('jpeg:', "expected 'jpeg:VALUE', quality from 1 to 100"),
   ('jpeg:0', 'quality from 1 to 100'), ('jpeg:best', 'quality from 1 to 100'), ('blur:nan', 'from 0.1 to 50'),
   ('autoencoder:2', "write 'autoencoder'"), ('diffusion:1.5', 'strength from 0.02 to 1'),
 ])  # fmt: skip
