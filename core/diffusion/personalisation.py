@@ -17,6 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
+import os
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,8 +28,10 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from core.data import image
 from core.diffusion.latent import LatentDiffusion, Params, timesteps
 from core.errors import UserError, nearest
 from core.nn import adapters
@@ -281,3 +287,102 @@ def merge(params: Params, alpha: float) -> dict[str, Any]:
   flat = flax.traverse_util.flatten_dict({part: plain[part] for part in params['lora']}, sep='/')
   flat |= flax.traverse_util.flatten_dict(params['lora'], sep='/')
   return {**plain, **flax.traverse_util.unflatten_dict(adapters.merge_lora(flat, alpha), sep='/')}
+
+
+# Class photos.
+
+
+def prior_photos(
+  model: LatentDiffusion,
+  params: Params,
+  ids: np.ndarray,
+  count: int,
+  size: int,
+  seed: int,
+  folder: str | os.PathLike[str],
+  *,
+  negative: np.ndarray | None = None,
+  steps: int = 20,
+  guidance: float = 7.5,
+  batch_size: int = 8,
+) -> np.ndarray:
+  """What the model makes of the class's prompt, made once: a folder keeps them as 0000.png, 0001.png ...
+
+  Photo i depends on `fold_in(key(seed), i)` alone. So a run that was stopped goes on where it was, and a folder of
+  fewer photos is added to.
+
+  Args:
+    model, params: what makes them, before it is personalised.
+    ids: i32 [1, T], the prompt.
+    count: how many.
+    size: pixels along a side.
+    seed: of the noise.
+    folder: of the cache; made if it is not there.
+    negative: i32 [1, T], the empty prompt, for guidance; None: no guidance.
+    steps, guidance: of the sampler.
+    batch_size: photos made at a time.
+
+  Returns:
+    uint8 [count, size, size, 3].
+
+  Raises:
+    UserError: the folder holds the class photos of something else.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  about = {'model': fingerprint(params), 'size': size, 'seed': seed, 'steps': steps, 'ids': np.asarray(ids).tolist()}
+  about |= {} if negative is None else {'negative': np.asarray(negative).tolist(), 'guidance': guidance}
+  _claim(folder, about)
+  paths = [folder / f'{i:04d}.png' for i in range(count)]
+  lost = [i for i, path in enumerate(paths) if not path.exists()]
+  key, options = jax.random.key(seed), (size, steps, guidance)
+  for first in range(0, len(lost), batch_size):
+    rows = lost[first : first + batch_size]
+    filled = jnp.array((rows * batch_size)[:batch_size])  # one shape, compiled once
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(filled)
+    made = np.asarray(_made(model, options, params, jnp.asarray(ids), negative, keys))
+    for i, photo in zip(rows, made, strict=False):
+      _replace(paths[i], image.png_bytes(photo))
+  return np.stack([image.read(path, min_side=1) for path in paths])
+
+
+def fingerprint(params: Params) -> str:
+  """A digest of the three networks' parameters: names, shapes, and the first numbers of every leaf."""
+  digest = hashlib.sha256()
+  parts = {part: params[part] for part in ('autoencoder', 'unet', 'text')}
+  for path, leaf in sorted(flax.traverse_util.flatten_dict(parts, sep='/').items()):
+    digest.update(f'{path} {leaf.shape}'.encode())
+    digest.update(np.asarray(leaf.reshape(-1)[:64], np.float32).tobytes())
+  return digest.hexdigest()[:16]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _made(model, options, params, ids, negative, keys):
+  """uint8 [B, size, size, 3]."""
+  size, steps, guidance = options
+  context = jnp.repeat(model.context(params, ids), len(keys), 0)
+  against = None if negative is None else jnp.repeat(model.context(params, negative), len(keys), 0)
+  made = model.generate(params, context, keys, size=size, steps=steps, negative=against, guidance=guidance)
+  return image.to_levels(made)
+
+
+def _claim(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
+  """Writes what a folder's photos are made of, or compares it with what is written there."""
+  record = folder / 'prior.json'
+  if not record.exists():
+    if folder.exists() and any(folder.iterdir()):
+      raise UserError(f'{folder}: expected an empty folder, or one of class photos with prior.json. Name another one.')
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(record, json.dumps(about, indent=1).encode())
+  known = json.loads(record.read_text())
+  if changed := [name for name in sorted({*about, *known}) if about.get(name) != known.get(name)]:
+    raise UserError(
+      f'{folder}: its class photos were made with another {" and another ".join(changed)}. Delete the folder to make'
+      ' them anew, or name another one.'
+    )
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file whole or not at all."""
+  part = path.with_suffix('.part')
+  part.write_bytes(content)
+  part.replace(path)
