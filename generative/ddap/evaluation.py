@@ -128,7 +128,7 @@ class Judge:
       if name != BEFORE:
         photos = self.photos(variables, name, person)
         photos = self.purified(variables, operator, photos) if operator else photos
-        learned = self.attacker.learn(params, photos, np.asarray(variables['prior']['photos']))
+        learned = self.attacker.learn(params, photos, np.asarray(variables['prior']))
       losses.append(self.attacker.face_loss(learned, person))
       if victim == 'white' and not operator and name != BEFORE:
         pictures.append(self.generated(learned))

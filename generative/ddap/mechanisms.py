@@ -107,7 +107,7 @@ def _suppressed(task: Task, variables: Variables, bases: Mapping[str, Mapping[st
 def protected(task: Task, variables: Variables, method: methods.Method, whole: bool) -> dict[str, np.ndarray]:
   """Set B of every person uint8; `whole`: with masks of ones."""
   params = task.foundation.view(variables['params'])
-  protector = procedure.Protector(task, params, np.asarray(variables['prior']['photos']))
+  protector = procedure.Protector(task, params, np.asarray(variables['prior']))
 
   def of(person: Person) -> np.ndarray:
     given = dataclasses.replace(person, face=np.ones_like(person.face)) if whole else person

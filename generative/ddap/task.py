@@ -10,11 +10,11 @@ Stages (spec 9c), the first of them only where no diffusers folder is given:
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from core.data import identities
@@ -52,8 +52,9 @@ class Task(contract.Task):
 
   @classmethod
   def untrained(cls, config: Any) -> bool:
-    """True where the model comes from a folder, or is not trained at all (preset fast)."""
-    return bool(config.model.path) or not config.diffusion.steps
+    """True: weights come from a folder of diffusers. Without one they are random, which `prediction` says aloud."""
+    del config
+    return True
 
   @property
   def model(self) -> LatentDiffusion:
@@ -96,18 +97,22 @@ class Task(contract.Task):
     ]
 
   def make_prior(self, context: contract.StageContext) -> contract.Variables:
-    """Adds the collection 'prior': class photos uint8 [n, H, W, 3] that the model itself makes, once."""
+    """Adds the collection 'prior': class photos uint8 [n, H, W, 3]."""
     params, folder = self.foundation.view(context.variables['params']), context.workdir / 'cache' / 'prior'
-    prior = personalisation.prior_photos(
-      self.model, params, jnp.asarray(self.attacker.prior), self.config.prior.count, self.config.model.size,
-      self.config.seed, folder,
+    return {**context.variables, 'prior': self.prior(params, folder)}
+
+  def prior(self, params: Mapping[str, Any], folder: pathlib.Path) -> np.ndarray:
+    """Photos of the class that the model itself makes, uint8 [n, H, W, 3]; those that the folder holds are kept."""
+    config, made = self.config.prior, self.attacker
+    return personalisation.prior_photos(
+      self.model, params, made.prior, config.count, self.config.model.size, self.config.seed, folder,
+      negative=made.empty, steps=config.steps, guidance=config.guidance, batch_size=config.batch_size,
     )  # fmt: skip
-    return {**context.variables, 'prior': {'photos': np.asarray(prior)}}
 
   def protect(self, context: contract.StageContext) -> contract.Variables:
     """Adds the collection 'protected', {method: {person: set B uint8 [n, H, W, 3]}}."""
     variables = context.variables
-    protector = procedure.Protector(self, self.foundation.view(variables['params']), variables['prior']['photos'])
+    protector = procedure.Protector(self, self.foundation.view(variables['params']), variables['prior'])
     folder = context.workdir / 'cache' / 'protected'
     made = procedure.protect_all(protector, self.config.protect.methods, folder, context.log)
     return {**variables, 'protected': made}

@@ -109,7 +109,7 @@ def test_a_heat_map_may_say_where_the_person_is(trained):
   task, variables = trained
   task = Task(config_lib.derive(task.config, {'protect.mask': 'localise', 'localise.kind': 'whole'}))
   params = task.foundation.view(variables['params'])
-  protector = procedure.Protector(task, params, np.asarray(variables['prior']['photos']))
+  protector = procedure.Protector(task, params, np.asarray(variables['prior']))
   assert protector.mask(task.people[0], jax.random.key(0)).min() == 1, 'localise.kind whole'
 
 
