@@ -32,12 +32,15 @@ import numpy as np
 import optax
 
 from core.data import image
-from core.diffusion.latent import LatentDiffusion, Params, timesteps
+from core.diffusion.latent import LatentDiffusion, Params, normal, timesteps
 from core.errors import UserError, nearest
 from core.nn import adapters
 
 ENCODED = 8
 """Photos that `encode` runs at a time: more would need more memory, and be no faster."""
+
+TIMES = tuple(0.025 + 0.075 * i for i in range(13))
+"""Where `face_loss` looks, as shares of the schedule: 5, 20, ..., 185 of 200 timesteps (spec 9c)."""
 
 _ATTENTION = re.compile(r'(self|cross|attention)/(query|key|value|out)/kernel$')
 """Kernels that low-rank updates are for: those of every attention, as in diffusers' scripts."""
@@ -172,7 +175,7 @@ def _denoising(
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(prompts)))
   keys = jax.vmap(functools.partial(jax.random.split, num=3))(keys)
   latents = model.draw(mean, log_variance, keys[:, 0])
-  noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys[:, 1])
+  noise = normal(keys[:, 1], mean.shape[1:])
   t = timesteps(keys[:, 2], model.schedule.steps)
   errors = model.errors(params, latents, context[jnp.array(prompts)], t, noise)
   instance = jnp.mean(errors[:count])
@@ -289,6 +292,56 @@ def merge(params: Params, alpha: float) -> dict[str, Any]:
   return {**plain, **flax.traverse_util.unflatten_dict(adapters.merge_lora(flat, alpha), sep='/')}
 
 
+# Judgement.
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('size', 'steps', 'guidance'))
+def pictures(
+  model: LatentDiffusion,
+  params: Params,
+  ids: jax.Array,
+  negative: jax.Array | None,
+  keys: jax.Array,
+  *,
+  size: int,
+  steps: int,
+  guidance: float,
+) -> jax.Array:
+  """Photos of one prompt i32 [1, T] as 8-bit pictures, uint8 [B, size, size, 3]; arguments as in `prior_photos`."""
+  context = jnp.repeat(model.context(params, ids), len(keys), 0)
+  against = None if negative is None else jnp.repeat(model.context(params, negative), len(keys), 0)
+  made = model.generate(params, context, keys, size=size, steps=steps, negative=against, guidance=guidance)
+  return image.to_levels(made)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def face_loss(
+  model: LatentDiffusion, params: Params, latents: jax.Array, weights: jax.Array, ids: jax.Array, key: jax.Array
+) -> jax.Array:
+  """How well a model knows a person: its denoising loss on photos that it has not seen, inside the face (spec 9c).
+
+  Args:
+    model: the networks.
+    params: 'unet' and 'text', low-rank updates merged.
+    latents: f32 [n, h, w, D], scaled, of clean photos.
+    weights: f32 [n, h, w, 1] >= 0, the face.
+    ids: i32 [1, T], the person's prompt.
+    key: of the noise, which belongs to (photo, timestep): two models are judged on the same.
+
+  Returns:
+    f32 [n], each a mean over `TIMES`.
+  """
+  context = jnp.repeat(model.context(params, ids), len(latents), 0)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(latents)))
+
+  def at(t):
+    noise = normal(jax.vmap(jax.random.fold_in, (0, None))(keys, t), latents.shape[1:])
+    errors = model.errors(params, latents, context, jnp.full(len(latents), t), noise).mean(-1, keepdims=True)
+    return jnp.sum(weights * errors, (1, 2, 3)) / jnp.sum(weights, (1, 2, 3))
+
+  return jax.lax.map(at, jnp.round(jnp.array(TIMES) * model.schedule.steps).astype(jnp.int32)).mean(0)
+
+
 # Class photos.
 
 
@@ -334,12 +387,12 @@ def prior_photos(
   _claim(folder, about)
   paths = [folder / f'{i:04d}.png' for i in range(count)]
   lost = [i for i, path in enumerate(paths) if not path.exists()]
-  key, options = jax.random.key(seed), (size, steps, guidance)
+  key, options = jax.random.key(seed), {'size': size, 'steps': steps, 'guidance': guidance}
   for first in range(0, len(lost), batch_size):
     rows = lost[first : first + batch_size]
     filled = jnp.array((rows * batch_size)[:batch_size])  # one shape, compiled once
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(filled)
-    made = np.asarray(_made(model, options, params, jnp.asarray(ids), negative, keys))
+    made = np.asarray(pictures(model, params, ids, negative, keys, **options))
     for i, photo in zip(rows, made, strict=False):
       _replace(paths[i], image.png_bytes(photo))
   return np.stack([image.read(path, min_side=1) for path in paths])
@@ -353,16 +406,6 @@ def fingerprint(params: Params) -> str:
     digest.update(f'{path} {leaf.shape}'.encode())
     digest.update(np.asarray(leaf.reshape(-1)[:64], np.float32).tobytes())
   return digest.hexdigest()[:16]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _made(model, options, params, ids, negative, keys):
-  """uint8 [B, size, size, 3]."""
-  size, steps, guidance = options
-  context = jnp.repeat(model.context(params, ids), len(keys), 0)
-  against = None if negative is None else jnp.repeat(model.context(params, negative), len(keys), 0)
-  made = model.generate(params, context, keys, size=size, steps=steps, negative=against, guidance=guidance)
-  return image.to_levels(made)
 
 
 def _claim(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
