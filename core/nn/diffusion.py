@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from core.errors import UserError
+from core.nn.convolution import conv_general_dilated
 from core.nn.layers import LayerNorm, attention, attention_weights, dense, gelu
 
 TRANSFORMER_EPSILON = 1e-6
@@ -38,7 +39,7 @@ def group_norm(groups: int, epsilon: float, dtype: Any, name: str) -> nn.GroupNo
 
 def conv(features: int, dtype: Any, name: str) -> nn.Conv:
   """3 x 3 convolution that keeps the size."""
-  return nn.Conv(features, (3, 3), padding=1, dtype=dtype, name=name)
+  return nn.Conv(features, (3, 3), padding=1, dtype=dtype, conv_general_dilated=conv_general_dilated, name=name)
 
 
 def check_groups(channels: Sequence[int], groups: int) -> None:
@@ -88,7 +89,8 @@ class Downsample(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C] with padding (1, 1), floor with (0, 1)."""
-    return nn.Conv(x.shape[-1], (3, 3), 2, padding=(self.padding,) * 2, dtype=self.dtype, name='conv')(x)
+    options = {'padding': (self.padding,) * 2, 'dtype': self.dtype, 'conv_general_dilated': conv_general_dilated}
+    return nn.Conv(x.shape[-1], (3, 3), 2, name='conv', **options)(x)
 
 
 class Upsample(nn.Module):
