@@ -69,7 +69,7 @@ class Foundation:
   @functools.cached_property
   def _folder(self) -> pipeline.Pipeline | None:
     section = self.config.model
-    return pipeline.read(section.path, dtype=section.dtype, remat=section.remat) if section.path else None
+    return _read(section.path, section) if section.path else None
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
@@ -85,7 +85,7 @@ class Foundation:
       return self._folder.model
     section = self.config.model
     vocabulary = self.tokenizer.vocabulary if section.variant == 'tiny' else None
-    return latent.build(section.variant, vocabulary=vocabulary, dtype=section.dtype, remat=section.remat)
+    return latent.build(section.variant, vocabulary=vocabulary, dtype=jnp.dtype(section.dtype), remat=section.remat)
 
   @property
   def captions(self) -> list[str]:
@@ -134,7 +134,7 @@ class Foundation:
   def _second(self) -> dict[str, Any]:
     """The parameters of `config.transfer.path`, whose networks must be those of the first model."""
     path, section = self.config.transfer.path, self.config.model
-    other = pipeline.read(path, dtype=section.dtype, remat=section.remat)
+    other = _read(path, section)
     for part in ('autoencoder', 'unet', 'text'):
       if getattr(other.model, part) != getattr(self.model, part):
         raise UserError(
@@ -403,6 +403,10 @@ def photographs(config: Any, split: str, limit: int = 0) -> np.ndarray:
   found = opened(config, split)
   count = min(limit or len(found), len(found))
   return np.stack([found[i]['image'] for i in np.linspace(0, len(found) - 1, count).round().astype(int)])
+
+
+def _read(path: str, section: Any) -> pipeline.Pipeline:
+  return pipeline.read(path, dtype=jnp.dtype(section.dtype), remat=section.remat)
 
 
 def _show(folder: pipeline.Pipeline) -> None:

@@ -95,3 +95,19 @@ def test_a_folder_that_is_not_one_is_refused(tmp_path):
   (path / 'vocab.json').write_text('{"a": ')
   with pytest.raises(UserError, match='not a CLIP tokenizer that transformers can read'):
     clip_tokens.load(tmp_path)
+
+
+def test_a_small_one_has_whole_words_and_is_read_by_transformers(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  said = ['A photo of sks person', 'to', 'toto', "it's a dslr portrait"]
+  tokenizer = clip_tokens.small(said)
+  ids = clip_tokens.prompts(tokenizer, ['a PHOTO of sks person to toto', 'photon', '心'], 16)
+  assert ids[0].tolist() == [tokenizer.bos, *ids[0, 1:8], *[tokenizer.eos] * 8]  # seven words, seven pieces
+  assert len(set(ids[0, 1:8])) == 7 and (ids[:, 1] < tokenizer.bos).all()
+  assert (ids[1] == tokenizer.eos).argmax() > 2  # a word that it does not know comes in pieces
+  assert (ids[2] == tokenizer.eos).argmax() == 4  # down to the three bytes of a sign
+  tokenizer.save(tmp_path)
+  theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+  np.testing.assert_array_equal(theirs(TEXTS, padding='max_length', max_length=77, truncation=True)['input_ids'],
+                                clip_tokens.prompts(tokenizer, TEXTS))  # fmt: skip
+  assert clip_tokens.small(reversed(said)).fingerprint() == tokenizer.fingerprint()
