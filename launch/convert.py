@@ -1,13 +1,18 @@
-"""Public weights: what a file holds, one public layout to another, a trained run's backbone to a public layout.
+"""Public weights: what a file holds, one public layout to another, a trained run's networks to a public layout.
 
   python -m launch.convert --input=vit_base_patch16_224.safetensors
   python -m launch.convert --input=google/vit-base-patch16-224 --output=vit.safetensors --layout=timm
   python -m launch.convert --workdir=runs/fas_aug/to_phone --output=backbone.safetensors --layout=timm
   python -m launch.convert --pickle --input=chexbert.pth --output=chexbert.safetensors
+  python -m launch.convert --input=stable-diffusion-v1-5
+  python -m launch.convert --workdir=runs/dreambooth --output=mine --layout=diffusers
 
 The first prints the architecture that is read off the tensors and the full account of a load into it: every leaf of
 ours loaded or fresh, every tensor used or ignored on purpose. --input is a .safetensors file, a folder, or
 owner/name[@revision] on the Hugging Face Hub. What is written is read back and compared, number for number.
+
+A whole text-to-image model is a folder of diffusers (model_index.json and its parts), as input and as output: each part
+is accounted for, low-rank updates of a run are merged, and diffusers opens what is written.
 
 --pickle lets a checkpoint of torch be the input too, read without torch and without running any code in it; without
 --layout its tensors are written as they are, whatever network they are of.
@@ -15,6 +20,7 @@ owner/name[@revision] on the Hugging Face Hub. What is written is read back and 
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,16 +31,22 @@ import jax
 import numpy as np
 from absl import flags
 
+from core import config as config_lib
+from core.diffusion import foundation, personalisation, pipeline
+from core.diffusion.latent import PARTS
 from core.errors import UserError, nearest
 from core.nn import adapters, gpt
+from core.nn import autoencoder as autoencoder_nn
 from core.nn import bert as bert_nn
+from core.nn import clip as clip_nn
 from core.nn import llama as llama_nn
 from core.nn import resnet as resnet_nn
 from core.nn import swin as swin_nn
+from core.nn import unet as unet_nn
 from core.nn import videomae as videomae_nn
 from core.nn import vit as vit_nn
 from core.train import backend, checkpoint
-from core.weights import bert, files, gpt2, llama, resnet, swin, table, videomae, vit
+from core.weights import autoencoder, bert, clip, files, gpt2, llama, resnet, swin, table, unet, videomae, vit
 from launch import command
 
 # in this order where names tell: a VideoMAE and a Swin have the marker of transformers' ViT too
@@ -46,6 +58,9 @@ ARCHITECTURES = {
   'gpt2': gpt2,
   'bert': bert,
   'llama': llama,
+  'clip': clip,
+  'autoencoder': autoencoder,
+  'unet': unet,
 }
 NETWORKS = {
   'videomae': videomae_nn.VideoMAE,
@@ -55,9 +70,15 @@ NETWORKS = {
   'gpt2': gpt.Decoder,
   'bert': bert_nn.Bert,
   'llama': llama_nn.Llama,
+  'clip': clip_nn.ClipText,
+  'autoencoder': autoencoder_nn.Autoencoder,
+  'unet': unet_nn.UNet,
 }
 MARKERS = {
-  'bert': ('words/embedding',),
+  'bert': ('type',),
+  'clip': ('words/embedding',),
+  'autoencoder': ('quant/kernel',),
+  'unet': ('time/up/kernel',),
   'llama': ('embed/embedding',),
   'swin': ('norm_patches/scale',),
   'vit': ('patches/kernel',),
@@ -67,7 +88,11 @@ MARKERS = {
 }
 """Leaves, any of which tells an architecture among our paths; the first architecture that has one is it."""
 SEQUENCES = ('gpt2', 'bert', 'llama')
-"""Architectures over embeddings [B, T, width]; the others are over images [B, height, width, 3] and clips."""
+"""Architectures over embeddings [B, T, width]."""
+DIFFUSION = ('clip', 'autoencoder', 'unet')
+"""The parts of latent diffusion; architectures that are in neither are over images [B, height, width, 3] and clips."""
+WHOLE = 'diffusers'
+"""The layout of a folder with a whole text-to-image model."""
 
 
 def inspect(
@@ -85,21 +110,68 @@ def inspect(
   """
   architecture = architecture or _architecture_of(tensors)
   module = ARCHITECTURES[architecture]
-  if architecture in SEQUENCES:
-    fields, size = module.infer(tensors), {}
-    inputs = (1, 1, fields['width'])
+  size, pixels = {}, ()
+  if architecture in (*SEQUENCES, *DIFFUSION):
+    fields = module.infer(tensors)
   else:
     fields, pixels = vit.infer(tensors, image_size) if architecture == 'vit' else module.infer(tensors)
     size = {'clip_size' if architecture == 'videomae' else 'image_size': pixels}
-    inputs = (1, *pixels, 3)
   network = NETWORKS[architecture](**fields)
   if architecture == 'llama':  # in the file's own type: seven billion numbers need not become twice as long
     name = next(name for name in tensors if name.endswith('model.norm.weight'))
     network = network.clone(param_dtype=tensors[name].dtype)
-  shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct(inputs, np.float32))
+  inputs = _inputs(architecture, fields, pixels)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
   options = {'grid': network.tokens(pixels).grid} if architecture == 'vit' else {}
   loaded, account = module.load(_flat(shapes), tensors, **options)
   return architecture, {**fields, **size}, loaded, account
+
+
+def _inputs(architecture: str, fields: Mapping[str, Any], pixels: Sequence[int]) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """The smallest inputs that an architecture is initialised with."""
+  if architecture == 'clip':
+    return (jax.ShapeDtypeStruct((1, 1), np.int32),)
+  if architecture in SEQUENCES:
+    shapes = [(1, 1, fields['width'])]
+  elif architecture in DIFFUSION:
+    side = 2 ** (len(fields['channels']) - 1)
+    photo = architecture == 'autoencoder'
+    shapes = [(1, side, side, fields['colours' if photo else 'inputs'])]
+    shapes += [] if photo else [(1,), (1, 1, fields['context_width'])]
+  else:
+    shapes = [(1, *pixels, 3)]
+  return tuple(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
+
+
+def text_to_image(workdir: str | pathlib.Path, which: str) -> tuple[pipeline.Pipeline, list[str]]:
+  """(the model of a run's checkpoint with low-rank updates merged, without accounts; its other networks)."""
+  variables, meta = checkpoint.restore_variables(workdir, which)
+  params = variables['params']
+  if lost := [part for part in PARTS if part not in params]:
+    raise UserError(
+      f"'{workdir}' holds no whole text-to-image model: there is no {lost[0]} among its networks {sorted(params)}. A"
+      ' network alone goes into a file: --output=FILE.safetensors --prefix=NETWORK.'
+    )
+  config = config_lib.restore(meta['config'])
+  made = foundation.Foundation(config)
+  made.restored(meta['metadata'])
+  merged = personalisation.merge(params, config.personalise.lora_alpha)
+  own = {part: merged[part] for part in PARTS}
+  left = sorted(set(params) - {*PARTS, 'lora'})
+  return pipeline.Pipeline(made.model, own, made.tokenizer, {}, config.model.size), left
+
+
+def write_folder(path: pathlib.Path, made: pipeline.Pipeline, layout: str) -> int:
+  """Writes a whole model as a folder of diffusers, reads it back and compares; returns how many numbers it has."""
+  if layout != WHOLE:
+    hint = nearest(layout, [WHOLE])
+    raise UserError(f"--layout='{layout}': a folder with a whole text-to-image model has the layout '{WHOLE}'.{hint}")
+  pipeline.write(path, made.model, made.params, made.tokenizer, size=made.size)
+  stored, own = _flat(pipeline.read(path).params), _flat(made.params)
+  different = [name for name in own if not np.array_equal(stored[name], np.asarray(own[name]), equal_nan=True)]
+  if different:
+    raise UserError(f'{path} does not hold what was written ({different[:8]}): is the disk full or broken?')
+  return sum(int(np.size(leaf)) for leaf in own.values())
 
 
 def backbone(workdir: str | pathlib.Path, which: str, prefix: str) -> tuple[str, dict[str, Any], list[str]]:
@@ -163,12 +235,13 @@ def declare(values: flags.FlagValues) -> None:
   flags.DEFINE_string('workdir', None, "A run's folder, to export its backbone.", flag_values=values)
   flags.DEFINE_string('which', 'best', "Which checkpoint: 'best', 'last' or a step.", flag_values=values)
   flags.DEFINE_string('prefix', 'backbone', "The backbone's name in the run's parameters.", flag_values=values)
-  flags.DEFINE_string('output', None, '.safetensors file to write.', flag_values=values)
+  text = '.safetensors file to write; for a whole text-to-image model a folder.'
+  flags.DEFINE_string('output', None, text, flag_values=values)
   flags.DEFINE_string(
     'layout',
     None,
-    'timm or transformers (ViT), torchvision or transformers (ResNet), transformers or tensorflow (BERT), transformers'
-    ' (the others).',
+    'timm or transformers (ViT), torchvision or transformers (ResNet), transformers or tensorflow (BERT), diffusers'
+    ' (autoencoder, U-Net, a whole text-to-image model), transformers (the others).',
     flag_values=values,
   )
 
@@ -180,15 +253,53 @@ def execute(arguments: command.Arguments) -> int:
     raise UserError('expected either --input (public weights) or --workdir (a trained run). --help shows all flags.')
   as_it_is = options.pickle and options.output and not options.layout
   if (bool(options.output) != bool(options.layout) and not as_it_is) or (options.workdir and not options.output):
-    raise UserError('--output=FILE.safetensors and --layout=LAYOUT go together; --workdir needs both.')
+    raise UserError(
+      '--output and --layout=LAYOUT go together, with a FILE.safetensors for a network or a FOLDER for a whole'
+      ' text-to-image model; --workdir needs both.'
+    )
   backend.setup()
+  if options.input and (pathlib.Path(options.input).expanduser() / pipeline.INDEX).is_file():
+    _convert_folder(options)
+  elif options.workdir and pathlib.Path(options.output).suffix != '.safetensors':
+    made, left = text_to_image(options.workdir, options.which)
+    print(f'text-to-image model of {options.workdir}; networks that stay behind: {left or "none"}')
+    _report_folder(options, made)
+  else:
+    _convert_network(options, as_it_is)
+  return 0
+
+
+def _convert_folder(options: flags.FlagValues) -> None:
+  """A folder of diffusers: its accounts, and the same model in f32 under today's names where asked."""
+  folder = pathlib.Path(options.input).expanduser()
+  if options.output and pathlib.Path(options.output).suffix == '.safetensors':
+    raise UserError(
+      f'{folder} is a whole text-to-image model: --output is then a folder. For a part alone name it:'
+      f' --input={folder / "unet"}.'
+    )
+  made = pipeline.read(folder)
+  for part, account in made.accounts.items():
+    fields = pipeline.NETWORKS[part][1].infer(files.read(folder / pipeline.FOLDERS[part]))
+    print(f'{part}: {_named(fields)}\n{account}')
+  print(f'schedule: {_named(dataclasses.asdict(made.model.schedule))}\n{made.tokenizer}')
+  if options.output:
+    _report_folder(options, made)
+
+
+def _report_folder(options: flags.FlagValues, made: pipeline.Pipeline) -> None:
+  count = write_folder(pathlib.Path(options.output), made, options.layout)
+  print(f'Written to {options.output}: a folder of diffusers, {count:,} numbers; read back equal.')
+
+
+def _convert_network(options: flags.FlagValues, as_it_is: bool) -> None:
+  """One network, of a file or of a run."""
   if options.input:
     tensors = files.read(options.input, sha256=options.sha256, allow_pickle=options.pickle)
     if as_it_is:
       _report(options.output, _written(pathlib.Path(options.output), tensors), 'names as they were')
-      return 0
+      return
     architecture, fields, leaves, account = inspect(tensors, options.arch, _size(options.image_size))
-    print(f'{architecture}: {", ".join(f"{name} {value}" for name, value in fields.items())}\n{account}')
+    print(f'{architecture}: {_named(fields)}\n{account}')
   else:
     architecture, leaves, others = backbone(options.workdir, options.which, options.prefix)
     left = [*(path for path in leaves if adapters.is_adapter(path)), *others]
@@ -199,7 +310,10 @@ def execute(arguments: command.Arguments) -> int:
   if options.output:
     written = write(pathlib.Path(options.output), architecture, leaves, options.layout)
     _report(options.output, written, f'layout {options.layout}')
-  return 0
+
+
+def _named(fields: Mapping[str, Any]) -> str:
+  return ', '.join(f'{name} {value}' for name, value in fields.items())
 
 
 def _report(path: str, tensors: Mapping[str, Any], what: str) -> None:

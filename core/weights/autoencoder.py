@@ -104,9 +104,7 @@ def load(params: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(params: Mapping[str, Any], layout: str = 'diffusers') -> dict[str, Any]:
   """Public tensors of an autoencoder's parameters {path: array}."""
-  if layout not in LAYOUTS:
-    raise UserError(f"an autoencoder has no layout '{layout}', expected one of {sorted(LAYOUTS)}.")
-  return table.export(params, LAYOUTS[layout])
+  return table.export(params, table.chosen(LAYOUTS, layout, 'an autoencoder'))
 
 
 def infer(tensors: files.Tensors) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def load(params: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(params: Mapping[str, Any], layout: str) -> dict[str, Any]:
   """Public tensors of a BERT's parameters {path: array}; transformers makes the pooler afresh."""
-  if layout not in LAYOUTS:
-    raise UserError(f"a BERT has no layout '{layout}', expected one of {sorted(LAYOUTS)}.")
-  return table.export(params, LAYOUTS[layout])
+  return table.export(params, table.chosen(LAYOUTS, layout, 'a BERT'))
 
 
 def infer(tensors: files.Tensors) -> dict[str, Any]:

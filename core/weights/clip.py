@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import UserError, nearest
+from core.errors import UserError
 from core.nn.clip import ACTIVATIONS, ClipText
 from core.weights import files, table
 from core.weights.table import LINEAR, Account, Key, Layout, detect, layer, norm
@@ -76,11 +76,7 @@ def load(params: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(params: Mapping[str, Any], layout: str) -> dict[str, Any]:
   """Public tensors of a text encoder's parameters {path: array}; `config` gives the config.json beside them."""
-  if layout not in LAYOUTS:
-    raise UserError(
-      f"a CLIP text encoder has no layout '{layout}', expected one of {sorted(LAYOUTS)}.{nearest(layout, LAYOUTS)}"
-    )
-  return table.export(params, LAYOUTS[layout])
+  return table.export(params, table.chosen(LAYOUTS, layout, 'a CLIP text encoder'))
 
 
 def config(model: ClipText) -> dict[str, Any]:

@@ -74,9 +74,7 @@ def load(params: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(params: Mapping[str, Any], layout: str) -> dict[str, Any]:
   """Public tensors of a decoder's parameters {path: array}; transformers makes the token embeddings afresh."""
-  if layout not in LAYOUTS:
-    raise UserError(f"a GPT-2 has no layout '{layout}', expected one of {sorted(LAYOUTS)}.")
-  return table.export(transformer.unstack_blocks(params), LAYOUTS[layout])
+  return table.export(transformer.unstack_blocks(params), table.chosen(LAYOUTS, layout, 'a GPT-2'))
 
 
 def infer(tensors: files.Tensors) -> dict[str, Any]:

@@ -71,9 +71,9 @@ def load(params: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(params: Mapping[str, Any], layout: str) -> dict[str, Any]:
   """Public tensors of a network's parameters {path: array}; low-rank updates are merged before or left out."""
-  if layout not in LAYOUTS:
-    raise UserError(f"a LLaMA has no layout '{layout}', expected one of {sorted(LAYOUTS)}.")
-  return table.export(transformer.unstack_blocks(params), LAYOUTS[layout], skip=adapters.is_adapter)
+  return table.export(
+    transformer.unstack_blocks(params), table.chosen(LAYOUTS, layout, 'a LLaMA'), skip=adapters.is_adapter
+  )
 
 
 def infer(tensors: files.Tensors) -> dict[str, Any]:

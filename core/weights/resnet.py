@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import UserError
 from core.weights import files, table
 from core.weights.table import CONV, Account, Key, Layout, detect
 
@@ -85,9 +84,7 @@ def load(leaves: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(leaves: Mapping[str, Any], layout: str) -> dict[str, Any]:
   """Public tensors of parameters and batch statistics {path: array}, without torch's batch counters (it makes them)."""
-  if layout not in LAYOUTS:
-    raise UserError(f"a ResNet has no layout '{layout}', expected one of {sorted(LAYOUTS)}.")
-  return table.export(leaves, LAYOUTS[layout])
+  return table.export(leaves, table.chosen(LAYOUTS, layout, 'a ResNet'))
 
 
 def infer(tensors: files.Tensors) -> tuple[dict[str, Any], tuple[int, int]]:

@@ -63,9 +63,7 @@ def load(params: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(params: Mapping[str, Any], layout: str) -> dict[str, Any]:
   """Public tensors of a Swin's parameters {path: array}."""
-  if layout not in LAYOUTS:
-    raise UserError(f"a Swin has no layout '{layout}', expected one of {sorted(LAYOUTS)}.")
-  return table.export(params, LAYOUTS[layout])
+  return table.export(params, table.chosen(LAYOUTS, layout, 'a Swin'))
 
 
 def infer(tensors: files.Tensors) -> tuple[dict[str, Any], tuple[int, int]]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, nearest
 
 SHOWN = 24
 """Lines per list in messages and accounts."""
@@ -131,6 +131,14 @@ class Account:
     lines.append(f'  ignored  {len(self.ignored)} tensors, on purpose')
     lines += _grouped(self.ignored)
     return '\n'.join(lines)
+
+
+def chosen(layouts: Mapping[str, Layout], name: str, what: str) -> Layout:
+  """The layout of a name, of the `layouts` that `what` ('a BERT') has."""
+  if name not in layouts:
+    known = sorted(layouts)
+    raise UserError(f"{what} has no layout '{name}', expected one of {known}.{nearest(name, known)}")
+  return layouts[name]
 
 
 def detect(names: Sequence[str], layouts: Sequence[Layout], source: str) -> tuple[Layout, str]:

@@ -102,9 +102,7 @@ def load(params: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(params: Mapping[str, Any], layout: str = 'diffusers') -> dict[str, Any]:
   """Public tensors of a U-Net's parameters {path: array}."""
-  if layout not in LAYOUTS:
-    raise UserError(f"a U-Net has no layout '{layout}', expected one of {sorted(LAYOUTS)}.")
-  return table.export(params, LAYOUTS[layout])
+  return table.export(params, table.chosen(LAYOUTS, layout, 'a U-Net'))
 
 
 def infer(tensors: files.Tensors) -> dict[str, Any]:

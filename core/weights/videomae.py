@@ -92,9 +92,7 @@ def load(params: Mapping[str, Any], tensors: files.Tensors) -> tuple[dict[str, n
 
 def export(params: Mapping[str, Any], layout: str) -> dict[str, Any]:
   """Public tensors of a VideoMAE's parameters {path: array}; both layouts load into any of transformers' classes."""
-  if layout not in LAYOUTS:
-    raise UserError(f"a VideoMAE has no layout '{layout}', expected one of {sorted(LAYOUTS)}.")
-  return table.export(transformer.unstack_blocks(params), LAYOUTS[layout])
+  return table.export(transformer.unstack_blocks(params), table.chosen(LAYOUTS, layout, 'a VideoMAE'))
 
 
 def infer(tensors: files.Tensors) -> tuple[dict[str, Any], tuple[int, int, int]]:

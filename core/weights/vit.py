@@ -146,6 +146,4 @@ def infer(tensors: files.Tensors, image_size: tuple[int, int] | None = None) -> 
 
 
 def _layout(name: str) -> Layout:
-  if name not in LAYOUTS:
-    raise UserError(f"a ViT has no layout '{name}', expected one of {sorted(LAYOUTS)}.")
-  return LAYOUTS[name]
+  return table.chosen(LAYOUTS, name, 'a ViT')

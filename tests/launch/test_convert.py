@@ -9,7 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from core.data import clip_tokens
+from core.diffusion import latent, pipeline
 from core.nn import adapters, bert, gpt, llama, resnet, swin, videomae, vit
+from core.nn.autoencoder import Autoencoder
+from core.nn.clip import ClipText
+from core.nn.unet import UNet
 from core.weights import bert as bert_weights
 from core.weights import files
 from core.weights import gpt2 as gpt2_weights
@@ -230,6 +235,97 @@ def test_a_real_checkpoint_is_exported(tmp_path, capsys):
   )
   for path, leaf in own.items():
     np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+
+
+TOKENIZER = clip_tokens.small(['a photo of sks person'])
+MODEL = latent.LatentDiffusion(
+  Autoencoder(channels=(8, 12), layers=1, groups=4),
+  UNet(channels=(8, 16), cross=(True, False), layers=1, heads=2, context_width=16, groups=4),
+  ClipText(TOKENIZER.vocabulary, width=16, depth=1, heads=2, mlp_dim=32, activation='gelu', max_positions=9),
+  latent.SCHEDULES['tiny'],
+)
+
+
+def model_params():
+  """Random leaves of `MODEL`."""
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(lambda key: MODEL.init(key, 8), jax.random.key(0))
+  return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+PARAMS = model_params()
+
+
+def assert_same(found, expected):
+  """Two trees are equal bit for bit."""
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  jax.tree.map(lambda ours, theirs: np.testing.assert_array_equal(ours, theirs, strict=True), found, expected)
+
+
+def test_a_folder_of_diffusers_and_each_part_of_it_is_described_and_rewritten(tmp_path, capsys):
+  folder, again = tmp_path / 'sd', tmp_path / 'again'
+  layouts = {'autoencoder': 'diffusers-old', 'unet': 'diffusers-linear', 'text': 'bare'}
+  pipeline.write(folder, MODEL, PARAMS, TOKENIZER, layouts=layouts, size=32)
+  assert convert.main([f'--input={folder}', f'--output={again}', '--layout=diffusers']) == 0
+  printed = capsys.readouterr().out
+  assert 'autoencoder: channels (8, 12)' in printed and 'layout diffusers-old' in printed
+  assert 'unet: channels (8, 16)' in printed and 'layout diffusers-linear' in printed
+  assert 'text: vocabulary' in printed and 'layout bare' in printed and printed.count('fresh    0 leaves') == 3
+  assert 'schedule: betas scaled_linear' in printed and 'read back equal' in printed
+  found = pipeline.read(again)
+  assert (found.model, found.size) == (MODEL, 32)
+  assert found.layouts == {'autoencoder': 'diffusers', 'unet': 'diffusers', 'text': 'transformers'}
+  assert_same(found.params, PARAMS)
+  for name, layout in (('vae', 'diffusers-old'), ('unet', 'diffusers-linear'), ('text_encoder', 'bare')):
+    output = tmp_path / f'{name}.safetensors'
+    assert convert.main([f'--input={again / name}', f'--output={output}', f'--layout={layout}']) == 0
+    assert 'fresh    0 leaves' in capsys.readouterr().out
+    written, theirs = files.read(output), files.read(folder / name)
+    assert set(written) == set(theirs)
+    for key in theirs:
+      np.testing.assert_array_equal(written[key], theirs[key], err_msg=key)
+
+
+def test_a_folder_and_a_file_are_not_mistaken_for_each_other(tmp_path, capsys):
+  pipeline.write(tmp_path / 'sd', MODEL, PARAMS, TOKENIZER)
+  source = f'--input={tmp_path / "sd"}'
+  assert convert.main([source, f'--output={tmp_path / "x.safetensors"}', '--layout=diffusers']) == 2
+  assert f'--input={tmp_path / "sd" / "unet"}' in capsys.readouterr().err
+  assert convert.main([source, f'--output={tmp_path / "x"}', '--layout=difusers']) == 2
+  assert "has the layout 'diffusers'. Did you mean 'diffusers'?" in capsys.readouterr().err
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['sd']
+
+
+def test_a_personalised_run_becomes_a_folder_with_its_updates_merged(tmp_path, monkeypatch, capsys):
+  rng, path = np.random.default_rng(1), 'unet/down_0_transformer_0/block_0/cross/key'
+  down, up = rng.normal(size=(16, 2)).astype(np.float32), rng.normal(size=(2, 8)).astype(np.float32)
+  lora = flax.traverse_util.unflatten_dict({f'{path}/lora_a': down, f'{path}/lora_b': up}, sep='/')
+  params = {**PARAMS, 'lora': lora, 'transfer': {'unet': PARAMS['unet'], 'text': PARAMS['text']}}
+  config = {'model': {'size': 32}, 'personalise': {'lora_alpha': 6.0}}
+  meta = {'config': config, 'metadata': {'tokenizer': TOKENIZER.to_json()}}
+  monkeypatch.setattr(convert.checkpoint, 'restore_variables', lambda workdir, which: ({'params': params}, meta))
+  monkeypatch.setattr(convert.foundation, '_check', lambda config: None)
+  monkeypatch.setattr(convert.foundation.Foundation, 'model', MODEL)
+  assert convert.main(['--workdir=RUN', f'--output={tmp_path / "mine"}', '--layout=diffusers']) == 0
+  printed = capsys.readouterr().out
+  assert "text-to-image model of RUN; networks that stay behind: ['transfer']" in printed and 'read back' in printed
+  found = pipeline.read(tmp_path / 'mine')
+  assert (found.model, found.size, found.tokenizer.fingerprint()) == (MODEL, 32, TOKENIZER.fingerprint())
+  expected = flax.traverse_util.flatten_dict(PARAMS, sep='/')
+  expected[f'{path}/kernel'] = expected[f'{path}/kernel'] + 6 / 2 * (down @ up)
+  ours = flax.traverse_util.flatten_dict(found.params, sep='/')
+  np.testing.assert_allclose(ours.pop(f'{path}/kernel'), expected.pop(f'{path}/kernel'), rtol=1e-5)
+  assert_same(ours, expected)
+  output = tmp_path / 'unet.safetensors'
+  assert convert.main(['--workdir=RUN', '--prefix=unet', f'--output={output}', '--layout=diffusers']) == 0
+  assert 'unet of RUN' in capsys.readouterr().out and 'conv_in.weight' in files.read(output)
+  for prefix, name in (('autoencoder', 'autoencoder'), ('text', 'clip')):
+    layout = 'diffusers' if prefix == 'autoencoder' else 'transformers'
+    assert convert.main(['--workdir=RUN', f'--prefix={prefix}', f'--output={output}', f'--layout={layout}']) == 0
+    assert f'{name} of RUN' in capsys.readouterr().out
+  del params['text']
+  assert convert.main(['--workdir=RUN', f'--output={tmp_path / "other"}', '--layout=diffusers']) == 2
+  assert "no text among its networks ['autoencoder', 'lora', 'transfer', 'unet']" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
