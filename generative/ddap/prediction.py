@@ -38,7 +38,7 @@ from generative.ddap import drawing, localisation, methods, procedure, protectio
 
 FOLDERS = ('protected', 'masks', 'sheets', 'records')
 CLASS_PHOTOS = '~/.cache/verax/class_photos'
-"""Where the class photos of a model are kept, by a digest of its weights."""
+"""Where the class photos of a model are kept, by a digest of its weights and of how they are made."""
 RANDOM = 'the model has random weights: nothing is protected against; give --config.model.path=FOLDER'
 VIEWS = ('before', 'after', 'difference', 'where')
 """Of a photo on a sheet; the difference has black and white at the budget, the last is for methods with a mask."""
@@ -309,8 +309,10 @@ class PhotoPredictor(contract.Predictor):
     """Class photos: those of the training run, else made once per model and kept."""
     prior = self._made
     if prior is None:
-      kept = pathlib.Path(CLASS_PHOTOS).expanduser() / procedure.fingerprint(self.params)
-      prior = self.task.prior(self.params, kept)
+      config = self.config
+      about = [plain(config.prior), plain(config.prompts), config.model.size, config.seed]
+      name = procedure.digest([procedure.fingerprint(self.params), about])
+      prior = self.task.prior(self.params, pathlib.Path(CLASS_PHOTOS).expanduser() / name)
     ids = jnp.asarray(self.task.foundation.ids(self.config.prompts.prior))
     return personalisation.encode(self.model, self.params, image.from_levels(jnp.asarray(prior)), ids)
 
