@@ -23,9 +23,9 @@ MODEL = LatentDiffusion(
 )
 
 
-def random_params(seed=0):
-  """Random leaves of `MODEL`, of a size that every part of it shows in what it gives."""
-  rng = np.random.default_rng(seed)
+def random_params(model=MODEL):
+  """Random leaves of a model, of a size that every part of it shows in what it gives."""
+  rng = np.random.default_rng(0)
 
   def leaf(path, shape):
     values = rng.normal(size=shape.shape).astype(np.float32)
@@ -34,5 +34,5 @@ def random_params(seed=0):
     fan_in = np.prod(shape.shape[:-1]) if path[-1].key == 'kernel' else 100
     return (values / np.sqrt(fan_in)).astype(np.float32)
 
-  shapes = jax.eval_shape(lambda key: MODEL.init(key, SIZE), jax.random.key(0))
+  shapes = jax.eval_shape(lambda key: model.init(key, SIZE), jax.random.key(0))
   return jax.tree_util.tree_map_with_path(leaf, shapes)

@@ -1,10 +1,13 @@
 """Latent diffusion as one: rows that ignore their batch, and the photos that diffusers makes of the same noise."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_folders import MODEL, SIZE, TOKENIZER, random_params
+import small_folders
+from small_folders import SIZE, TOKENIZER
 
 from core.data import clip_tokens
 from core.diffusion import latent, pipeline
@@ -12,7 +15,11 @@ from core.errors import UserError
 from core.nn.autoencoder import Autoencoder
 from core.nn.unet import UNet
 
-PARAMS = random_params()
+MODEL = dataclasses.replace(
+  small_folders.MODEL, unet=UNet(channels=(8,), cross=(True,), layers=1, heads=2, context_width=16, groups=4)
+)
+"""Of one level: it is compiled often."""
+PARAMS = small_folders.random_params(MODEL)
 PROMPTS = ['a photo of sks person', 'person', 'a photo', 'photo of person']
 KEYS = jax.random.split(jax.random.key(5), 4)
 PHOTOS = jax.random.uniform(jax.random.key(6), (4, SIZE, SIZE, 3), minval=-1, maxval=1)
@@ -28,11 +35,11 @@ def ids(texts):
 @jax.jit
 def whole(params, photos, ids, keys):
   """All that is drawn on the way to the denoising loss, and the loss."""
-  mean, log_variance = MODEL.moments(params, photos)
-  latents = MODEL.draw(mean, log_variance, keys)
+  moments = MODEL.moments(params, photos)
+  latents = MODEL.draw(*moments, keys)
   t = latent.timesteps(keys, 900, 100)
   noise = latent.normal(keys, latents.shape[1:])
-  return latents, t, noise, MODEL.errors(params, latents, MODEL.context(params, ids), t, noise)
+  return *moments, latents, t, noise, MODEL.errors(params, latents, MODEL.context(params, ids), t, noise)
 
 
 def one_by_one(function, *batches):
@@ -45,13 +52,10 @@ def test_a_batch_of_4_is_4_batches_of_1():
   alone = one_by_one(lambda *row: whole(PARAMS, *row), PHOTOS, ids(PROMPTS), KEYS)
   for ours, theirs in zip(batch, alone):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-  latents, t, noise, errors = batch
+  _, _, latents, t, noise, errors = batch
   assert errors.shape == latents.shape == (4, *GRID) and errors.dtype == jnp.float32
   assert len(set(map(int, t))) == 4 and ((t >= 100) & (t < 900)).all()
-  assert (
-    np.std([float(row.mean()) for row in errors]) > 0
-    and abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.3
-  )
+  assert min(np.std(values, axis=0).max() for values in (latents, noise, errors)) > 0.01
 
 
 def test_photos_made_in_a_batch_of_4_are_those_made_alone():
@@ -80,9 +84,9 @@ def theirs(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  ('sampler', 'scheduler'), [('dpmpp_2m', 'DPMSolverMultistepScheduler'), ('ddim', 'DDIMScheduler')]
+  ('sampler', 'scheduler', 'guidance'),
+  [('dpmpp_2m', 'DPMSolverMultistepScheduler', 4.0), ('ddim', 'DDIMScheduler', 1.0)],
 )
-@pytest.mark.parametrize('guidance', [1.0, 4.0])
 def test_photos_are_those_of_diffusers_within_one_grey_level(theirs, sampler, scheduler, guidance):
   torch, diffusers = pytest.importorskip('torch'), pytest.importorskip('diffusers')
   steps, texts = 20, PROMPTS[:2]
@@ -104,13 +108,12 @@ def test_photos_are_those_of_diffusers_within_one_grey_level(theirs, sampler, sc
 
 
 def test_latents_are_scaled_and_moments_are_not():
-  mean, _ = jax.jit(MODEL.moments)(PARAMS, PHOTOS)
-  np.testing.assert_allclose(jax.jit(MODEL.latents)(PARAMS, PHOTOS), 0.7 * mean, rtol=1e-6)
+  mean, log_variance, latents, *_ = whole(PARAMS, PHOTOS, ids(PROMPTS), KEYS)
+  noise = latent.normal(KEYS, GRID)
+  np.testing.assert_allclose(latents, 0.7 * (mean + np.exp(log_variance / 2) * noise), atol=1e-5)
   certain = MODEL.draw(mean, jnp.full_like(mean, -30.0), KEYS)
   np.testing.assert_allclose(certain, 0.7 * mean, atol=1e-5)
-  decoded = jax.jit(MODEL.decode)(PARAMS, certain)
-  plain = MODEL.autoencoder.apply({'params': PARAMS['autoencoder']}, mean, method='decode')
-  np.testing.assert_allclose(decoded, plain, atol=1e-4)
+  np.testing.assert_allclose(jax.jit(MODEL.latents)(PARAMS, PHOTOS), 0.7 * mean, atol=1e-5)
 
 
 def test_a_perfect_prediction_has_no_error():
