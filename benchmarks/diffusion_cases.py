@@ -9,8 +9,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from core.diffusion.latent import LatentDiffusion
 from core.diffusion.schedule import Schedule
-from core.nn import autoencoder, unet
+from core.nn import autoencoder, clip, unet
 
 ROWS = {
   'unet_forward': 'the U-Net, forward',
@@ -60,6 +61,11 @@ class Case:
   def autoencoder(self, dtype: str = 'float32') -> autoencoder.Autoencoder:
     """Ours."""
     return autoencoder.Autoencoder(self.photo_channels, self.layers, groups=self.groups, dtype=dtype)
+
+  def model(self, dtype: str) -> LatentDiffusion:
+    """Both, and a text encoder that is never run."""
+    text = clip.ClipText(vocabulary=1, width=self.context_width, depth=1, heads=1, mlp_dim=1)
+    return LatentDiffusion(self.autoencoder(dtype), self.unet(dtype), text, SCHEDULE)
 
   def arrays(self) -> dict[str, np.ndarray]:
     """Inputs, f32 NHWC: x0 and x (photos and where an attack stands), noise, eta, context, negative."""

@@ -26,6 +26,7 @@ class Torch:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     self.dtype = getattr(torch, dtype)
+    torch.backends.cudnn.allow_tf32 = False  # f32 is the reference
     layout = 'diffusers' if isinstance(case.heads, int) else 'diffusers-linear'
     weights = case.weights()
     self.unet = self._network(
