@@ -12,12 +12,9 @@ import numpy as np
 
 from core.data import image
 from core.diffusion import personalisation
-from core.diffusion.latent import LatentDiffusion, Params, normal
+from core.diffusion.latent import LatentDiffusion, Params
 from core.metrics.image import pooled
 from generative.ddap.people import Person
-
-TIMES = tuple(range(5, 200, 15))
-"""Of 200, where the denoising loss is measured: 13 steps, in proportion on longer schedules (spec 9c)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +47,20 @@ class Attacker:
     """The denoising loss inside the face, under the person's prompt, on clean photos that nobody trained on."""
     latents = encode(self.model, params, person.held_out)
     weights = pooled(jnp.asarray(person.held_out_face, jnp.float32), latents.shape[1:3])
+    networks = {part: params[part] for part in ('unet', 'text')}
     key = jax.random.key(self.seed)
-    return float(_face_loss(self.model, _denoiser(params), latents, weights, jnp.asarray(self.instance), key))
+    losses = personalisation.face_loss(self.model, networks, latents, weights, jnp.asarray(self.instance), key)
+    return float(losses.mean())
 
   def pictures(
     self, params: Params, ids: np.ndarray, count: int, *, size: int, steps: int, guidance: float, batch_size: int
   ) -> np.ndarray:
     """What he asks the model for: uint8 [count, size, size, 3] of the prompt `ids` i32 [1, T]."""
     keys = jax.random.split(jax.random.key(self.seed), count)
-    options = (size, steps, guidance)
-    make = functools.partial(_generate, self.model, options, params, jnp.asarray(ids), jnp.asarray(self.empty))
-    return np.concatenate([np.asarray(make(keys[i : i + batch_size])) for i in range(0, count, batch_size)])
+    prompts = jnp.asarray(ids), jnp.asarray(self.empty)
+    make = functools.partial(personalisation.pictures, self.model, params, *prompts)
+    parts = [keys[i : i + batch_size] for i in range(0, count, batch_size)]
+    return np.concatenate([np.asarray(make(part, size=size, steps=steps, guidance=guidance)) for part in parts])
 
 
 def encode(model: LatentDiffusion, params: Params, photos: np.ndarray) -> jax.Array:
@@ -73,32 +73,3 @@ def encode(model: LatentDiffusion, params: Params, photos: np.ndarray) -> jax.Ar
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(model: LatentDiffusion, params: Params, photos: jax.Array) -> jax.Array:
   return model.latents(params, image.from_levels(photos))
-
-
-def _denoiser(params: Params) -> dict[str, Any]:
-  return {part: params[part] for part in ('unet', 'text')}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _face_loss(model, params, latents, weights, ids, key) -> jax.Array:
-  """Mean over `TIMES` of the error inside the weights; noise belongs to (photo, time) and is never drawn anew."""
-  count = len(latents)
-  context = jnp.repeat(model.context(params, ids), count, 0)
-  photos = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
-
-  def at(t):
-    noise = normal(jax.vmap(jax.random.fold_in, (0, None))(photos, t), latents.shape[1:])
-    errors = model.errors(params, latents, context, jnp.full((count,), t), noise)
-    return jnp.sum(weights * errors.mean(-1, keepdims=True)) / jnp.sum(weights)
-
-  times = jnp.array([round(t * model.schedule.steps / 200) for t in TIMES])
-  return jnp.mean(jax.lax.map(at, times))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(model, options, params, ids, empty, keys) -> jax.Array:
-  """`LatentDiffusion.generate` as 8-bit pictures."""
-  size, steps, guidance = options
-  context, negative = (jnp.repeat(model.context(params, each), len(keys), 0) for each in (ids, empty))
-  made = model.generate(params, context, keys, size=size, steps=steps, negative=negative, guidance=guidance)
-  return image.to_levels(made)

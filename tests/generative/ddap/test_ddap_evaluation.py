@@ -3,14 +3,12 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from core.data import image
 from core.diffusion import latent
 from core.diffusion.personalisation import Recipe
-from core.metrics.image import pooled
 from generative.ddap import attacker, drawing, evaluation
 from generative.ddap.people import Person
 
@@ -74,28 +72,23 @@ def test_noise_of_one_level_has_the_spectrum_of_noise(params):
   np.testing.assert_allclose(found['hf_share'], 54 / 64, atol=0.03)  # white noise: 54 of 64 coefficients
 
 
-def test_the_loss_in_the_face_is_the_weighted_mean_of_errors(params, thief):
-  face = np.zeros((2, 32, 32, 1), bool)
-  face[0, :16, :16] = True  # nothing of the second photo counts
-  some = person(face=face)
+def test_the_loss_in_the_face_is_of_held_out_photos_and_of_the_face(params, thief):
+  some = person()
   found = thief.face_loss(params, some)
+  top = np.zeros((2, 32, 32, 1), bool)
+  top[:, :16] = True
+  losses = [thief.face_loss(params, dataclasses.replace(some, held_out_face=face)) for face in (top, ~top)]
+  assert found == pytest.approx(np.mean(losses), rel=1e-4) and losses[0] != pytest.approx(losses[1], rel=1e-4)
+  elsewhere = dataclasses.replace(some, photos=255 - some.photos, face=top, reference=255 - some.reference)
+  assert thief.face_loss(params, elsewhere) == found
+  assert thief.face_loss(params, dataclasses.replace(some, held_out=255 - some.held_out)) != found
 
-  latents = attacker.encode(MODEL, params, some.held_out)
-  weights = pooled(jnp.asarray(face, jnp.float32), latents.shape[1:3])
 
-  @jax.jit
-  def at(t):
-    key = jax.random.key(thief.seed)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), t))(jnp.arange(2))
-    noise = latent.normal(keys, latents.shape[1:])
-    context = jnp.repeat(MODEL.context(params, thief.instance), 2, 0)
-    return MODEL.errors(params, latents, context, jnp.full((2,), t), noise)
-
-  errors = np.mean([at(t) for t in attacker.TIMES], 0).mean(-1, keepdims=True)
-  assert found == pytest.approx(float(np.average(errors, weights=weights)), rel=1e-4)
-  other = dataclasses.replace(some, held_out=np.concatenate([some.held_out[:1], 255 - some.held_out[1:]]))
-  assert thief.face_loss(params, other) == pytest.approx(found, rel=1e-4), 'the second photo has no face'
-  assert len(attacker.TIMES) == 13 and attacker.TIMES[-1] == 185
+def test_latents_do_not_depend_on_how_many_are_encoded_at_once(params, monkeypatch):
+  photos = person().photos
+  whole = attacker.encode(MODEL, params, photos)
+  monkeypatch.setattr(attacker.personalisation, 'ENCODED', 1)
+  np.testing.assert_allclose(whole, attacker.encode(MODEL, params, photos), atol=1e-4)
 
 
 def test_an_attacker_learns_and_leaves_the_model_as_it_was(params, thief):
