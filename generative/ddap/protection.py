@@ -14,6 +14,7 @@ argument of it, so that methods share one program unless they need other network
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -150,32 +151,74 @@ def protect(
   if method.domain == 'noise':
     return Protected(_random(starts, photos, numbers.epsilon, *budget), {})
 
-  f = {part: params[part] for part in (('autoencoder', 'unet', 'text') if method.unet else ('autoencoder',))}
+  parts = ('autoencoder', 'unet', 'text') if method.unet else ('autoencoder',)
+  params = {part: params[part] for part in parts}
   rng = jax.random.fold_in(keys[0], _FIT) if rng is None else rng
-  learn = functools.partial(personalisation.fit, model, prior=prior, recipe=recipe)
-  attacked = f
-  if method.fits and method.surrogate == 'fsmg':
-    attacked = learn(f, reference, key=rng, steps=method.fsmg_steps)
-  anchor = _anchor(model, f, method, photos, mask, numbers, instance_ids, target, keys)
-  plan = Plan(
-    method.unet and method.recon == 'denoising', method.recon == 'decoder', method.feature > 0, method.latent,
-    method.spectra if method.frequency_mode == 'spectrum_aug' else 0, micro,
-  )  # fmt: skip
+  surrogate = _Surrogate(model, params, method, instance_ids, reference, prior, recipe, rng)
+  anchor = _anchor(model, params, method, photos, mask, numbers, instance_ids, target, keys)
+  plan = _plan(method, micro)
   x = _started(starts, photos, method.start, numbers.epsilon, *budget)
   history = []
   for i in range(method.outer):
-    if method.fits and method.surrogate == 'aspl':
-      attacked = learn(f, reference, key=jax.random.fold_in(rng, 2 * i), steps=method.surrogate_steps)
-    x, seen = _attack(model, plan, attacked, instance_ids, x, mask, anchor, numbers, _rows(model, method, i), keys)
+    attacked, rows = surrogate.attacked(i), _rows(model, method, i)
+    x, seen = _attack(model, plan, attacked, instance_ids, x, mask, anchor, numbers, rows, keys)
+    surrogate.follow(i, x)
     history.append(seen)
     if on_step is not None:
       on_step((i + 1) * method.inner, method.steps, {name: float(values[-1].mean()) for name, values in seen.items()})
-    if method.fits and method.surrogate == 'aspl' and i + 1 < method.outer:
-      now = personalisation.encode(model, f, x, instance_ids)
-      f = learn(f, now, key=jax.random.fold_in(rng, 2 * i + 1), steps=method.surrogate_steps)
-  turns = [row[0] for i in range(method.outer) for row in method.rows(i)]
   whole = {name: np.concatenate([np.asarray(each[name]) for each in history]) for name in history[0]}
+  turns = [row[0] for i in range(method.outer) for row in method.rows(i)]
   return Protected(x, {**whole, 'frequency': np.array(turns)})
+
+
+@dataclasses.dataclass
+class _Surrogate:
+  """The model that is attacked, and the one behind it (f), as the method's scheme has them.
+
+  Attributes:
+    model, method, ids, reference, prior, recipe, rng: as `protect` has them.
+    f: pre-trained at first, and then personalised on the photos as they change, with 'aspl'.
+  """
+
+  model: LatentDiffusion
+  f: Params
+  method: Method
+  ids: jax.Array
+  reference: Photos | None
+  prior: Photos | None
+  recipe: Recipe
+  rng: jax.Array
+
+  def attacked(self, outer: int) -> Params:
+    """f', for the steps of an outer iteration."""
+    if not self.method.fits:
+      return self.f
+    if self.method.surrogate == 'fsmg':
+      if outer == 0:
+        self.f = self._learnt(self.reference, 0, self.method.fsmg_steps)
+      return self.f
+    return self._learnt(self.reference, 2 * outer, self.method.surrogate_steps)
+
+  def follow(self, outer: int, photos: jax.Array) -> None:
+    """f learns from the photos as they are after an outer iteration, if there is another one to come."""
+    if self.method.fits and self.method.surrogate == 'aspl' and outer + 1 < self.method.outer:
+      now = personalisation.encode(self.model, self.f, photos, self.ids)
+      self.f = self._learnt(now, 2 * outer + 1, self.method.surrogate_steps)
+
+  def _learnt(self, photos: Photos, number: int, steps: int) -> Params:
+    key = jax.random.fold_in(self.rng, number)
+    return personalisation.fit(self.model, self.f, photos, self.prior, self.recipe, key, steps=steps)
+
+
+def _plan(method: Method, micro: int) -> Plan:
+  return Plan(
+    unet=method.unet and method.recon == 'denoising',
+    decoder=method.recon == 'decoder',
+    feature=method.feature > 0,
+    latent='mean' if method.latent == 'target' else method.latent,  # the same numbers of another anchor
+    spectra=method.spectra if method.frequency_mode == 'spectrum_aug' else 0,
+    micro=micro,
+  )
 
 
 _random = jax.jit(attacks.random_signs)
