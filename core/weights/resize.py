@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from core.errors import UserError
+from core.nn.resize import bicubic_matrix
 
 
 def positions(
@@ -39,30 +40,11 @@ def positions(
     return embedding, ''
   head, body = embedding[:, :prefix].astype(np.float32), embedding[0, prefix:].astype(np.float64)
   body = body.reshape(rows, columns, -1)
-  body = np.einsum('ri,ijc->rjc', bicubic(rows, grid[0], antialias), body)
-  body = np.einsum('sj,rjc->rsc', bicubic(columns, grid[1], antialias), body)
+  body = np.einsum('ri,ijc->rjc', bicubic_matrix(rows, grid[0], antialias), body)
+  body = np.einsum('sj,rjc->rsc', bicubic_matrix(columns, grid[1], antialias), body)
   body = body.reshape(1, grid[0] * grid[1], -1).astype(np.float32)
   remark = f'resized {rows}x{columns} -> {grid[0]}x{grid[1]}, bicubic{", antialiased" if antialias else ""}'
   return np.concatenate([head, body], axis=1), remark
-
-
-def bicubic(size: int, wanted: int, antialias: bool) -> np.ndarray:
-  """The matrix [wanted, size] of a 1-D bicubic resize with half-pixel centres.
-
-  Without antialias, samples outside are those of the border; with it, the kernel widens with the shrink factor, is cut
-  at the border and normalised.
-  """
-  scale = size / wanted
-  centres = (np.arange(wanted) + 0.5) * scale - 0.5
-  if antialias:
-    widen = max(scale, 1.0)
-    weights = _cubic((np.arange(size)[None] - centres[:, None]) / widen, -0.5)
-    return weights / weights.sum(axis=1, keepdims=True)
-  matrix, first = np.zeros((wanted, size)), np.floor(centres).astype(int)
-  for tap in range(-1, 3):
-    index = np.clip(first + tap, 0, size - 1)
-    np.add.at(matrix, (np.arange(wanted), index), _cubic(first + tap - centres, -0.75))
-  return matrix
 
 
 def square(count: int, what: str) -> int:
@@ -71,11 +53,3 @@ def square(count: int, what: str) -> int:
   if side * side != count:
     raise UserError(f'{what}: {count} places are no square grid; say which grid it is (source_grid).')
   return side
-
-
-def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-  """Keys' cubic convolution kernel."""
-  x = np.abs(x)
-  near = ((a + 2) * x - (a + 3)) * x * x + 1
-  far = (((x - 5) * x + 8) * x - 4) * a
-  return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
