@@ -84,7 +84,7 @@ class _Half(nn.Module):
 
   def head(self, x: jax.Array) -> jax.Array:
     """Norm, SiLU, convolution."""
-    x = nn.silu(group_norm(self.groups, EPSILON, self.dtype, 'norm_out')(x))
+    x = group_norm(self.groups, EPSILON, self.dtype, 'norm_out', silu=True)(x)
     return conv(self.out, self.dtype, 'conv_out')(x)
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from core.errors import UserError, nearest
 
 ATTENTION = ('explicit', 'xla', 'cudnn')
+FLASH_TOKENS = 512
+"""Queries from which on the scores cost more than the products (our choice): the large levels of a U-Net."""
 MASKED = -1e30
 """Score of a pair that may not attend: finite, so that a row without any allowed pair gives a mean and not NaN."""
 
@@ -60,13 +62,15 @@ def attention(
     mask: bool, broadcastable to [B, H, N, M]; True where the pair may attend.
     implementation: 'explicit' (batched matrix products with their own backward pass: on two CPU cores, 8 x 197 tokens
       and 12 heads, about a third of the time of 'xla' forward and half of it forward and backward), 'xla' and 'cudnn'
-      (`jax.nn.dot_product_attention`; cuDNN wants bf16 on an NVIDIA GPU). None: 'explicit' on the CPU, else 'xla'.
+      (`jax.nn.dot_product_attention`; cuDNN wants half precision on an NVIDIA GPU, and never writes the scores). None:
+      'explicit' on the CPU; 'cudnn' where it fits and there are `FLASH_TOKENS` queries and keys or more;
+      else 'xla'.
 
   Returns:
     [B, N, H, D] in query's dtype. The softmax runs in f32.
   """
   if implementation is None:
-    implementation = 'explicit' if jax.default_backend() == 'cpu' else 'xla'
+    implementation = _implementation(query, key, mask)
   if implementation not in ATTENTION:
     raise UserError(
       f"attention implementation '{implementation}', expected one of {ATTENTION}.{nearest(implementation, ATTENTION)}"
@@ -77,6 +81,22 @@ def attention(
   if mask is not None:  # cuDNN's wants the full shape
     mask = jnp.broadcast_to(mask, (query.shape[0], query.shape[2], query.shape[1], key.shape[1]))
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+
+
+def _implementation(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> str:
+  """The quickest that device and arrays allow. cuDNN's backward pass refuses odd lengths (77 word pieces)."""
+  if jax.default_backend() == 'cpu':
+    return 'explicit'
+  lengths = query.shape[1], key.shape[1]
+  long = min(lengths) >= FLASH_TOKENS and not any(length % 2 for length in lengths) and mask is None
+  fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+  return 'cudnn' if long and fits and _has_flash() else 'xla'
+
+
+def _has_flash() -> bool:
+  """Whether the device is an NVIDIA GPU that cuDNN's attention runs on: Ampere or newer."""
+  device = jax.devices()[0]
+  return device.device_kind.startswith('NVIDIA') and float(device.compute_capability) >= 8.0
 
 
 def attention_weights(query: jax.Array, key: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
@@ -113,15 +133,19 @@ def _explicit_forward(query, key, value, mask):
 
 
 def _explicit_backward(kept, gradient):
-  """With p = weights * scale: dv = p^T do, ds = p (do v^T - sum(do * out)); `scale` again goes to the small factors."""
+  """With p = weights * scale: dv = p^T do, ds = p (do v^T - sum(do * out)); `scale` again goes to the small factors.
+
+  A^T B with a large A [N, M] is taken as (B^T A)^T: else XLA reads A column by column, at 1024 tokens for 3 times as
+  long.
+  """
   scaled, key, value, weights, scale, out = kept
   gradient = gradient.astype(jnp.float32) * scale
   mean = (gradient * out).sum(-1, keepdims=True)
   gradient = gradient.astype(value.dtype)
-  d_value = _product('bhnm,bhnd->bhmd', weights, gradient)
+  d_value = jnp.swapaxes(_product('bhnd,bhnm->bhdm', gradient, weights), 2, 3)
   d_scores = (weights * (_product('bhnd,bhmd->bhnm', gradient, value) - mean)).astype(value.dtype)
   d_query = _product('bhnm,bhmd->bhnd', d_scores, key) * scaled.shape[-1] ** -0.5
-  d_key = _product('bhnm,bhnd->bhmd', d_scores, scaled)
+  d_key = jnp.swapaxes(_product('bhnd,bhnm->bhdm', scaled, d_scores), 2, 3)
   return d_query.astype(scaled.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
 
 

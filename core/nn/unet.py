@@ -118,7 +118,7 @@ class UNet(nn.Module):
           x = self._attend(x, context, maps, last - i, f'up_{i}_transformer_{j}', seen)
       if i < last:
         x = Upsample(self.dtype, name=f'up_{i}_upsample')(x, left[-1].shape[1:3])
-    x = nn.silu(group_norm(self.groups, self.epsilon, self.dtype, 'norm_out')(x))
+    x = group_norm(self.groups, self.epsilon, self.dtype, 'norm_out', silu=True)(x)
     x = conv(self.outputs, self.dtype, 'conv_out')(x).astype(jnp.float32)
     return (x, seen) if maps else x
 

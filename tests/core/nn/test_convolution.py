@@ -39,6 +39,28 @@ def test_value_and_gradients_are_those_of_jax(case):
     np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_few_pixels_are_matrix_products_with_the_same_values_and_gradients(case):
+  size, window, strides, padding = case
+  x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+  kernel = jax.random.normal(jax.random.key(1), (*window, 3, 160)) / 6
+  assert convolution._few_pixels(x, kernel, strides, padding)
+  plain = functools.partial(
+    lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=convolution.NHWC
+  )
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def judged(operation, x, kernel):
+    y, pull = jax.vjp(operation, x, kernel)
+    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+  ours = judged(lambda x, kernel: convolution.conv(x, kernel, strides, padding), x, kernel)
+  for mine, expected in zip(ours, judged(plain, x, kernel), strict=True):
+    np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5)
+  text = jax.jit(lambda x, kernel: convolution.conv(x, kernel, strides, padding)).lower(x, kernel).compile().as_text()
+  assert 'dim_labels' not in text  # no convolution is left
+
+
 def test_the_gradients_that_other_backends_get_are_the_same():
   x, kernel = jax.random.normal(jax.random.key(0), (2, 6, 6, 3)), jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
   dy = jax.random.normal(jax.random.key(2), (2, 3, 3, 4))
