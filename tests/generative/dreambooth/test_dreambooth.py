@@ -50,7 +50,7 @@ def run(tmp_path_factory):
   words = shlex.split(re.search(r'python -m launch\.train (.*)', text).group(1))
   workdir = tmp_path_factory.mktemp('dreambooth')
   words = [word for word in words if not word.startswith('--workdir')] + [f'--workdir={workdir}']
-  overrides = [f'--config.{key}={value!r}'.replace("'", '"') for key, value in SMALL.items()]
+  overrides = [f'--config.{key}={value}' for key, value in SMALL.items()]
   assert train.main([*words, *overrides, f'--config.data.records={tmp_path_factory.mktemp("records")}']) == 0
   return workdir
 
