@@ -121,7 +121,7 @@ P6 = Claim(
 
 P7 = Claim(
   'P7',
-  'The latent loss alone, with no U-Net in the attack, suppresses more than random noise: what the preset fast leans on.',
+  'The latent loss alone, with no U-Net in the attack, suppresses more than random noise: the preset fast needs it.',
   'spec 9c, row "L_lat only"',
   _of('latent only', 'random', 'DDAP + mask', 'SPL', 'DDAP'),
   checks=[Check('latent only', 'R', '>=', 'random', margin=0.20)],

@@ -136,6 +136,7 @@ def test_presets_have_the_budgets_of_the_field():
     assert config.method.eps_levels / 127.5 == pytest.approx(0.05)
     assert config.method.step_levels / 127.5 == pytest.approx(0.005)
     assert (config.method.outer, config.surrogate.steps, config.personalise.steps) == (50, 3, 1000)
-  assert [Task.untrained(config) for config in (embedded, sd21, fast)] == [False, False, True]
+  assert (fast.autoencoder.steps, fast.diffusion.steps, fast.method.outer) == (0, 0, 10), 'no training, a fifth of the way'
+  assert Task.untrained(fast), 'launch.predict --config'
   with pytest.raises(ValueError, match='not .sd3.'):
     config_lib.load(f'{CONFIG}:sd3')
