@@ -132,11 +132,7 @@ class YuNetDetector:
     self._load()
 
   def _load(self):
-    path = pathlib.Path(self.onnx_path)
-    if not path.is_file():
-      raise UserError(f"No YuNet file at '{path}'. Download face_detection_yunet_2023mar.onnx from OpenCV Zoo.")
-    if path.stat().st_size < 1000 or path.read_bytes()[:200].lstrip().lower().startswith((b'version https', b'<')):
-      raise UserError(f"'{path}' is a web page or a Git LFS pointer, not an ONNX file. Download the file itself.")
+    path = onnx_file(self.onnx_path, 'YuNet', 'Download face_detection_yunet_2023mar.onnx from OpenCV Zoo.')
     try:
       self._net = cv2.FaceDetectorYN.create(str(path), '', (320, 320), self.score_threshold)
     except cv2.error as error:
@@ -158,6 +154,18 @@ class YuNetDetector:
     self._net.setInputSize((picture.shape[1], picture.shape[0]))
     _, rows = self._net.detect(picture)
     return faces_from_yunet(np.zeros((0, 15)) if rows is None else rows, scale)
+
+
+def onnx_file(path: str | os.PathLike, what: str, way_out: str) -> pathlib.Path:
+  """The path of a network that the user brings; raises `UserError` where no file is, or a pointer or a page instead."""
+  path = pathlib.Path(path).expanduser()
+  if not path.is_file():
+    raise UserError(f"No {what} file at '{path}'. {way_out}")
+  with path.open('rb') as file:
+    head = file.read(200).lstrip().lower()
+  if not head or head.startswith((b'version https', b'<')):
+    raise UserError(f"'{path}' is empty, a web page or a Git LFS pointer, not an ONNX file. Download the file itself.")
+  return path
 
 
 def faces_from_yunet(rows: np.ndarray, scale: float) -> list[Face]:
@@ -193,22 +201,23 @@ def describe(detector: Detector | None, face: Face | None, margin: float) -> dic
   }
 
 
-def transform(face: Face, size: int = 256, margin: float = 0.0) -> np.ndarray:
+def transform(face: Face, size: int = 256, margin: float = 0.0, template: np.ndarray = MEAN_FACE) -> np.ndarray:
   """The similarity that maps picture pixels to crop pixels.
 
-  With landmarks: the least-squares similarity (Umeyama) from the five points to `MEAN_FACE`. Without: the square around
+  With landmarks: the least-squares similarity (Umeyama) from the five points to `template`. Without: the square around
   the box, upright.
 
   Args:
     face: what to crop.
     size: side of the crop in pixels.
     margin: added on each side, as a share of the crop of margin 0.
+    template: f64 [5, 2], where the points shall lie, as shares of the side of the crop of margin 0.
 
   Returns:
     f64 [2, 3]: crop (x, y) = M @ (x, y, 1), pixel corners at integers.
   """
   if face.landmarks is not None and np.isfinite(face.landmarks).all():
-    target = (MEAN_FACE + margin) / (1 + 2 * margin) * size
+    target = (template + margin) / (1 + 2 * margin) * size
     return _similarity(np.asarray(face.landmarks, np.float64), target)
   x, y, w, h = face.box
   side = max(w, h) * (1 + 2 * margin)
@@ -226,7 +235,9 @@ def _similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
   return np.array([[p.real, -p.imag, q.real], [p.imag, p.real, q.imag]])
 
 
-def crop(image: np.ndarray, face: Face, size: int = 256, margin: float = 0.0) -> np.ndarray:
+def crop(
+  image: np.ndarray, face: Face, size: int = 256, margin: float = 0.0, template: np.ndarray = MEAN_FACE
+) -> np.ndarray:
   """Cuts a face out, aligned where landmarks are known.
 
   Large pictures are area-averaged before the warp, so that a crop does not alias: moire in a crop is evidence, and must
@@ -237,11 +248,12 @@ def crop(image: np.ndarray, face: Face, size: int = 256, margin: float = 0.0) ->
     face: from `Detector.detect`.
     size: side of the crop in pixels.
     margin: see `transform`.
+    template: see `transform`.
 
   Returns:
     uint8 RGB [size, size, 3].
   """
-  matrix = transform(face, size, margin)
+  matrix = transform(face, size, margin, template)
   scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
   if scale < 1:
     height, width = max(1, round(check(image).shape[0] * scale)), max(1, round(image.shape[1] * scale))
