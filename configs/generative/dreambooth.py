@@ -60,7 +60,7 @@ def embedded() -> ConfigDict:
   config.autoencoder = stage(steps=1000, batch_size=24, learning_rate=3e-3)
   config.diffusion = stage(steps=2000, batch_size=32, learning_rate=3e-3)
 
-  config.personalise = personalise(steps=120, learning_rate=5e-4, batch=4)
+  config.personalise = personalise(steps=120, learning_rate=1e-4, batch=4)
   config.prior = ConfigDict({'count': 16, 'batch_size': 16, 'steps': 20, 'guidance': 1.5})  # class photos, made once
 
   config.predict = ConfigDict({'count': 4, 'seed': 0, 'steps': 20, 'guidance': 3.0})  # photos per prompt

@@ -50,6 +50,8 @@ CAPTIONS = ('{prior}', 'a picture of {noun}', 'a portrait of {noun}', 'a dslr po
 identifier will stand. The empty one is what guidance needs (our choice)."""
 MEASURED = 1024
 """Photos that the statistics of the latents are taken from, at most."""
+JUDGED, SHOWN = 64, 16
+"""Photos of a split that the model is judged by, at most, and that are shown."""
 TIMES = np.linspace(0.025, 0.925, 13)
 """Timesteps that the denoising loss is measured at, as shares of all: 5, 20, ..., 185 of 200 (spec 9c)."""
 
@@ -268,18 +270,18 @@ class Foundation:
     Returns:
       arrays: 'photos' and 'decoded' uint8 [n, S, S, 3], 'generated' (and 'transfer/generated'), made of noise alone.
     """
-    params, evaluation = variables['params'], self.config.eval
-    photos = photographs(self.config, split, limit=max(evaluation.batch_size, 64))
-    decoded, mean = forward.in_batches(self._see, {'autoencoder': params['autoencoder']}, [photos], 32)
+    params, rows = variables['params'], self.config.eval.batch_size
+    photos = photographs(self.config, split, limit=JUDGED)
+    decoded, mean = forward.in_batches(self._see, {'autoencoder': params['autoencoder']}, [photos], rows)
     quality = image_metrics.psnr(jnp.asarray(decoded, jnp.float32), photos.astype(np.float32), data_range=255)
     scalars = {'psnr': float(quality.mean()), 'latent_std': float(mean.std())}
-    arrays = {'photos': photos[:16], 'decoded': decoded[:16]}
+    arrays = {'photos': photos[:SHOWN], 'decoded': decoded[:SHOWN]}
     for name, transfer in (('', False), ('transfer/', True))[: 1 + self.config.transfer.enabled]:
       view = self.view(params, transfer=transfer)
       keys = jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), len(mean)))
-      losses = forward.in_batches(self._losses, view, [mean, np.asarray(keys)], 16)
+      losses = forward.in_batches(self._losses, view, [mean, np.asarray(keys)], rows)
       scalars[f'{name}denoising'] = float(losses.mean())
-      arrays[f'{name}generated'] = forward.in_batches(self._generate, view, [np.asarray(keys[:16])], 16)
+      arrays[f'{name}generated'] = forward.in_batches(self._generate, view, [np.asarray(keys[:SHOWN])], rows)
     return contract.Evaluation(scalars, arrays, self.metadata())
 
   @functools.cached_property

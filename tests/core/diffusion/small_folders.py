@@ -23,9 +23,9 @@ MODEL = LatentDiffusion(
 )
 
 
-def random_params(model=MODEL):
+def random_params(model=MODEL, seed=0):
   """Random leaves of a model, of a size that every part of it shows in what it gives."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
 
   def leaf(path, shape):
     values = rng.normal(size=shape.shape).astype(np.float32)

@@ -21,7 +21,7 @@ from core.train.task import StageContext
 
 NETWORKS = {
   autoencoder: {'channels': (8, 8), 'groups': 4},
-  unet: {'channels': (8, 16), 'cross': (True, False), 'heads': 1, 'groups': 4, 'context_width': 16},
+  unet: {'channels': (8,), 'cross': (False,), 'heads': 1, 'groups': 4, 'context_width': 16},
   clip: {'width': 16, 'mlp_dim': 16},
 }
 
@@ -216,7 +216,7 @@ def folders(tmp_path_factory):
   """Two folders of one architecture, and one with another tokenizer."""
   root = tmp_path_factory.mktemp('folders')
   for seed, name in enumerate(('one', 'two')):
-    pipeline.write(root / name, small_folders.MODEL, small_folders.random_params(seed), small_folders.TOKENIZER)
+    pipeline.write(root / name, small_folders.MODEL, small_folders.random_params(seed=seed), small_folders.TOKENIZER)
   return root
 
 
@@ -227,7 +227,7 @@ def test_a_folder_takes_the_place_of_training(config, folders, capsys):
   shapes = jax.eval_shape(built.init, jax.random.key(0))
   params = built.pretrained({'params': shapes, 'other': 1})['params']
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-  one, two = small_folders.random_params(0), small_folders.random_params(1)
+  one, two = small_folders.random_params(seed=0), small_folders.random_params(seed=1)
   jax.tree.map(np.testing.assert_array_equal, built.view(params), one)
   for part in ('unet', 'text'):
     jax.tree.map(np.testing.assert_array_equal, params['transfer'][part], two[part])
