@@ -8,6 +8,8 @@ kernels for the gradients as JAX writes them, and get these.
 Where an image has few pixels and the kernel many channels, as at the small levels of a U-Net, arranging the kernel for
 a convolution takes longer than the convolution. There value and input gradient are matrix products with the kernel as
 it lies in memory (8x8 pixels, 1280 to 640 channels, f32 on one core: 11 ms for 15, the input gradient 9 ms for 26).
+So is the input gradient of a strided convolution, three quarters of whose products would be with zeros (128x128 pixels
+of 128 channels, stride 2: 10 ms for 30).
 """
 
 from __future__ import annotations
@@ -72,21 +74,19 @@ def _as_jax(strides, padding, precision, x, kernel, dy):
 
 
 def _quick(strides, padding, precision, x, kernel, dy):
-  """(dx, dkernel) as plain convolutions of stride 1; zeros go between the pixels of a dy that was strided."""
+  """(dx, dkernel) as products or plain convolutions of stride 1."""
   options = {'dimension_numbers': NHWC, 'precision': precision}
-  few, narrow = _few_pixels(x, kernel, strides, padding), dy
-  dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *((0, 0, stride - 1) for stride in strides), (0, 0, 0)])
-  size, seen, window = x.shape[1:3], dy.shape[1:3], kernel.shape[:2]
-  before = [k - 1 - low for k, (low, _) in zip(window, padding)]
-  after = [n + k - 1 - d - low for n, k, d, low in zip(size, window, seen, before)]
-  if few:
-    dx = _product_dx(strides, padding, precision, x.shape, kernel, narrow)
+  if _few_pixels(x, kernel, strides, padding) or max(strides) > 1:
+    dx = _product_dx(strides, padding, precision, x.shape, kernel, dy)
   else:
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    dx = lax.conv_general_dilated(dy, turned, (1, 1), list(zip(before, after)), **options)
-  # The kernel slides over what dy has seen: pixels behind its last window count for nothing.
-  after = [d + k - 1 - n - low for n, k, d, (low, _) in zip(size, window, seen, padding)]
-  pads = [(low, high) for (low, _), high in zip(padding, after)]
+    pads = [(k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape[:2], padding)]
+    dx = lax.conv_general_dilated(dy, turned, (1, 1), pads, **options)
+  # For the kernel's, zeros go between the pixels of a dy that was strided. The kernel slides over what dy has seen:
+  # pixels behind its last window count for nothing.
+  dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *((0, 0, stride - 1) for stride in strides), (0, 0, 0)])
+  sizes = zip(x.shape[1:3], kernel.shape[:2], dy.shape[1:3], padding)
+  pads = [(low, d + k - 1 - n - low) for n, k, d, (low, _) in sizes]
   flipped = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
   dkernel = lax.conv_general_dilated(*flipped, (1, 1), pads, **options).transpose(1, 2, 0, 3)
   return dx, dkernel
