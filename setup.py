@@ -51,7 +51,7 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=find_packages(include=['core*', 'fas*', 'video*', 'multimodal*', 'configs*', 'launch*']),
+  packages=find_packages(include=['core*', 'fas*', 'video*', 'multimodal*', 'generative*', 'configs*', 'launch*']),
   package_data={'launch': ['slurm/*', 'tpu/*', 'kubernetes/*']},
   install_requires=REQUIRES,
   extras_require=EXTRAS,
