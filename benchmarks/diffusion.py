@@ -23,7 +23,7 @@ Measured on one H100, jax 0.11.2, torch 2.11, diffusers 0.42.1, `--case sd1 --ba
   fpl                55.2 ms  145   ms   2.62    (spl's)   8.0 | 11.0    95.5 % |  95.6 %
 
 On one virtual Xeon core beside other jobs, jax 0.10.2, torch 2.13, `--case half`, f32: unet_forward 522 ms and 515 in
-torch, 0.99 x; unet_gradient 993 ms and 1027, 1.03 x; encode_gradient 0.93 x. All signs agreed.
+torch, 0.99 x; unet_gradient 993 ms and 1027, 1.03 x; encode_gradient 1120 ms and 1088, 0.97 x. All signs agreed.
 """
 
 from __future__ import annotations
