@@ -73,9 +73,9 @@ def embedded() -> ConfigDict:
   config.method.fsmg_steps = 120
   config.localise = ConfigDict({'kind': 'hard', 'threshold': 0.4, 'dilate': 1, 'block': 8, 'passes': 10})
 
-  config.surrogate = personalise(steps=3, learning_rate=5e-4, instance_batch=4, prior_batch=4)  # of the protector
-  config.personalise = personalise(steps=120, learning_rate=5e-4, instance_batch=4, prior_batch=4)  # the attacker
-  config.prior = ConfigDict({'count': 16, 'batch_size': 16, 'steps': 20, 'guidance': 1.5})  # class photos, made once
+  config.surrogate = personalise(steps=3, learning_rate=1e-4, instance_batch=4, prior_batch=4)  # of the protector
+  config.personalise = personalise(steps=120, learning_rate=1e-4, instance_batch=4, prior_batch=4)  # the attacker
+  config.prior = ConfigDict({'count': 64, 'batch_size': 16, 'steps': 20, 'guidance': 1.0})  # class photos, made once
 
   config.purify = ConfigDict()
   config.purify.method = 'ddap'  # what it left is purified

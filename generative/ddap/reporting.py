@@ -116,15 +116,15 @@ def _suppression(protection: Evaluation, methods: Sequence[str], victims: Sequen
 
 def generated(task: Any, protection: Evaluation) -> report.Section:
   """What the attacker makes of each person, from clean and from protected photos."""
-  people = task.people[:PEOPLE]
-  names = [name.partition('/')[2] for name in protection.arrays if name.startswith('generated/')]
-  rows = [('real, set C', [each.held_out[i] for each in people for i in range(PHOTOS + 1)])]
+  people, made = task.people[:PEOPLE], protection.arrays
+  names = [name.partition('/')[2] for name in made if name.startswith('generated/')]
+  count = min(PHOTOS + 1, made[f'generated/{CLEAN}'].shape[1], *(len(each.held_out) for each in people))
+  rows = [('real, set C', [photo for each in people for photo in each.held_out[:count]])]
   for name in names:
-    made = protection.arrays[f'generated/{name}']
     rows.append(
-      (f'from {name}', [made[p, i] for p in range(len(people)) for i in range(min(PHOTOS + 1, made.shape[1]))])
+      (f'from {name}', [photo for each in made[f'generated/{name}'][: len(people)] for photo in each[:count]])
     )
-  columns = [text for each in people for text in (each.name, *[''] * PHOTOS)]
+  columns = [text for each in people for text in (each.name, *[''] * (count - 1))]
   text = f'Prompts: {"; ".join(task.config.eval.prompts)}. The same noise in every row.'
   sheet = drawing.sheet(rows, columns=columns, side=_side(task), label=130)
   return report.Section('What the attacker makes', text, [report.Figure(image=sheet)])

@@ -69,6 +69,13 @@ def test_the_checkpoint_holds_the_protected_photos_within_the_budget(trained):
         assert change[~np.broadcast_to(person.face, change.shape)].max() > 0
 
 
+def test_the_model_is_trained_before_anybody_is_protected():
+  embedded, transfer = (Task(config_lib.load(CONFIG, {'transfer.enabled': enabled})) for enabled in (False, True))
+  names = ['autoencoder', 'latents', 'diffusion', 'prior', 'protect']
+  assert [stage.name for stage in embedded.stages()] == names
+  assert [stage.name for stage in transfer.stages()] == [*names[:3], 'diffusion_transfer', *names[3:]]
+
+
 def test_the_tokenizer_is_the_checkpoints_own(trained):
   task, _ = trained
   fresh = Task(task.config)
@@ -136,7 +143,7 @@ def test_presets_have_the_budgets_of_the_field():
     assert config.method.eps_levels / 127.5 == pytest.approx(0.05)
     assert config.method.step_levels / 127.5 == pytest.approx(0.005)
     assert (config.method.outer, config.surrogate.steps, config.personalise.steps) == (50, 3, 1000)
-  assert (fast.autoencoder.steps, fast.diffusion.steps, fast.method.outer) == (0, 0, 10), 'no training, a fifth of the way'
+  assert (fast.autoencoder.steps, fast.diffusion.steps, fast.method.outer) == (0, 0, 10), 'no training'
   assert Task.untrained(fast), 'launch.predict --config'
   with pytest.raises(ValueError, match='not .sd3.'):
     config_lib.load(f'{CONFIG}:sd3')
