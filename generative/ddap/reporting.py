@@ -121,9 +121,8 @@ def generated(task: Any, protection: Evaluation) -> report.Section:
   count = min(PHOTOS + 1, made[f'generated/{CLEAN}'].shape[1], *(len(each.held_out) for each in people))
   rows = [('real, set C', [photo for each in people for photo in each.held_out[:count]])]
   for name in names:
-    rows.append(
-      (f'from {name}', [photo for each in made[f'generated/{name}'][: len(people)] for photo in each[:count]])
-    )
+    pictures = made[f'generated/{name}'][: len(people), :count]
+    rows.append((f'from {name}', list(pictures.reshape(-1, *pictures.shape[2:]))))
   columns = [text for each in people for text in (each.name, *[''] * (count - 1))]
   text = f'Prompts: {"; ".join(task.config.eval.prompts)}. The same noise in every row.'
   sheet = drawing.sheet(rows, columns=columns, side=_side(task), label=130)

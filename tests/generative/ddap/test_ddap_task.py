@@ -52,7 +52,8 @@ def test_the_command_of_the_docstring_leaves_a_report_with_every_part(run):
   page = (run / 'report.html').read_text()
   titles = ('Protected photos', 'Visibility and suppression', 'What the attacker makes', 'Purification', 'The model')
   assert [title for title in titles if title not in page] == []
-  assert results['unread'] == []
+  for_others = {'autoencoder', 'diffusion', 'predict', 'data'}  # not trained here, not predicted, no folders
+  assert {key.split('.')[0] for key in results['unread']} <= for_others
 
 
 def test_the_checkpoint_holds_the_protected_photos_within_the_budget(trained):
