@@ -79,7 +79,7 @@ def embedded() -> ConfigDict:
 
   config.purify = ConfigDict()
   config.purify.method = 'ddap'  # what it left is purified
-  config.purify.operators = ('jpeg:75', 'blur:1.0', 'resize:0.5', 'bilateral:30', 'autoencoder', 'diffusion:0.3')
+  config.purify.operators = ('jpeg:75', 'blur:1', 'resize:0.5', 'diffusion:0.3')
 
   config.predict = ConfigDict()  # `launch.predict` on a user's photos
   config.predict.method = 'ddap'
@@ -97,6 +97,7 @@ def embedded() -> ConfigDict:
   config.eval.batch_size = 32
   config.eval.prompts = ('a photo of sks person',)  # what the attacker asks for
   config.eval.generated = 4  # photos per prompt and identity
+  config.eval.transfer = ('random', 'spl', 'ddap')  # methods that the second model is tried on as well
   config.eval.steps = 20  # of the sampler
   config.eval.guidance = 3.0
   config.eval.final = (
@@ -143,6 +144,7 @@ def protocol() -> ConfigDict:
   config.method.update({'eps_levels': 6.375, 'step_levels': 0.6375, 'outer': 50, 'fsmg_steps': 1000})  # 0.05 in -1..1
   config.localise.dilate = 8
   config.predict.method = 'ddap+mask'
+  config.purify.operators = ('jpeg:75', 'blur:1', 'resize:0.5', 'bilateral:30', 'autoencoder', 'diffusion:0.3')
   config.surrogate = personalise(steps=3, learning_rate=5e-7, instance_batch=1, prior_batch=1)
   config.personalise = personalise(steps=1000, learning_rate=5e-7, instance_batch=2, prior_batch=2)
   config.prior = ConfigDict({'count': 200, 'batch_size': 8, 'steps': 100, 'guidance': 7.5})

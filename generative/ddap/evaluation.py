@@ -105,16 +105,22 @@ class Judge:
       _warn(victim, before, clean)
       scalars |= {f'{victim}/{BEFORE}': float(before.mean()), f'{victim}/{CLEAN}': float(clean.mean())}
       arrays |= {f'{victim}/{BEFORE}': before, f'{victim}/{CLEAN}': clean}
-      for name in variables['protected']:
+      for name in self.attacked(variables, victim):
         losses = arrays[f'{victim}/{name}'] = self.outcome(variables, f'{victim}/{name}').losses
         scalars |= {f'{victim}/{name}/{key}': value for key, value in suppression(losses, before, clean).items()}
     for name in (CLEAN, *variables['protected']):
       arrays[f'generated/{name}'] = self.outcome(variables, f'white/{name}').pictures
     return Evaluation(scalars, arrays, self.task.foundation.metadata())
 
+  def attacked(self, variables: Variables, victim: str) -> list[str]:
+    """The methods whose photos an attacker learns from: all, with the other model those of `config.eval.transfer`."""
+    names, wanted = list(variables['protected']), self.config.eval.transfer
+    return [name for name in names if victim == 'white' or name in wanted]
+
   def victims(self, variables: Variables) -> tuple[str, ...]:
-    """Those of `VICTIMS` that there are parameters for."""
-    return VICTIMS if 'transfer' in variables['params'] else VICTIMS[:1]
+    """Those of `VICTIMS` that there are parameters for, and methods to try them on."""
+    both = 'transfer' in variables['params'] and bool(self.attacked(variables, 'transfer'))
+    return VICTIMS if both else VICTIMS[:1]
 
   def params(self, variables: Variables, victim: str) -> dict[str, Any]:
     """The parameters of one of `VICTIMS`."""

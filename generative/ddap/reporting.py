@@ -77,7 +77,7 @@ def figures(visibility: Evaluation | None, protection: Evaluation | None, method
   rows = []
   for name in methods:
     seen = [visibility.scalars[f'{name}/{key}'] for key in VISIBLE] if visibility else []
-    cost = [protection.scalars[f'{v}/{name}/{key}'] for v in victims for key in ('loss', 'R')]
+    cost = [protection.scalars.get(f'{v}/{name}/{key}') for v in victims for key in ('loss', 'R')]
     rows.append([name, *seen, *cost])
   text, items = '', [report.Table(header, rows)]
   if victims:
@@ -101,14 +101,15 @@ def _suppression(protection: Evaluation, methods: Sequence[str], victims: Sequen
     axis = figure.subplots()
     width, place = 0.8 / len(victims), np.arange(len(methods))
     for i, (victim, color) in enumerate(zip(victims, (PROTECTED, ALONE))):
-      arrays, x = protection.arrays, place + (i - (len(victims) - 1) / 2) * width
-      values = [protection.scalars[f'{victim}/{name}/R'] for name in methods]
-      axis.bar(x, values, width * 0.9, color=color, label=victim)
+      arrays, shift = protection.arrays, (i - (len(victims) - 1) / 2) * width
       before, clean = (arrays[f'{victim}/{name}'] for name in (BEFORE, CLEAN))
-      each = np.stack([(arrays[f'{victim}/{name}'] - clean) / (before - clean) for name in methods])
-      axis.plot(np.repeat(x, each.shape[1]), each.ravel(), '.', color='#222222', markersize=4)
+      tried = [k for k, name in enumerate(methods) if f'{victim}/{name}' in arrays]
+      values = [protection.scalars[f'{victim}/{methods[k]}/R'] for k in tried]
+      axis.bar(place[tried] + shift, values, width * 0.9, color=color, label=victim)
+      each = np.stack([(arrays[f'{victim}/{methods[k]}'] - clean) / (before - clean) for k in tried])
+      axis.plot(np.repeat(place[tried] + shift, each.shape[1]), each.ravel(), '.', color='#222222', markersize=4)
     axis.set_xticks(place, methods)
-    axis.set(ylabel='suppression R', ylim=(-0.5, 1.5))
+    axis.set(ylabel='suppression R', ylim=(-0.5, 2))
     axis.axhline(0, color='#888888', linewidth=0.8)
     axis.legend()
   return figure

@@ -49,6 +49,7 @@ def test_the_command_of_the_docstring_leaves_a_report_with_every_part(run):
   scalars = results['evaluations']['test/protection']
   for victim in ('white', 'transfer'):
     assert {f'{victim}/before', f'{victim}/clean', f'{victim}/ddap/R', f'{victim}/random/effect'} <= set(scalars)
+  assert 'white/spl+mask/R' in scalars and 'transfer/spl+mask/R' not in scalars, 'config.eval.transfer'
   page = (run / 'report.html').read_text()
   titles = ('Protected photos', 'Visibility and suppression', 'What the attacker makes', 'Purification', 'The model')
   assert [title for title in titles if title not in page] == []
