@@ -38,7 +38,7 @@ def sections(task: Any, evaluations: Mapping[str, Evaluation], variables: Variab
   if 'protected' in variables:
     parts.append(photos(task, variables))
   if 'visibility' in found or 'protection' in found:
-    parts.append(figures(found.get('visibility'), found.get('protection'), list(variables['protected'])))
+    parts.append(figures(found.get('visibility'), found.get('protection'), task.config.protect.methods))
   if 'protection' in found:
     parts.append(generated(task, found['protection']))
   if 'purification' in found:
@@ -52,7 +52,7 @@ def photos(task: Any, variables: Variables) -> report.Section:
   """Clean and protected photos with what was changed."""
   people, levels = task.people[:PEOPLE], task.config.method.eps_levels
   rows = [('clean', [picture for each in people for picture in (*each.photos[:PHOTOS], *[None] * PHOTOS)])]
-  for name in variables['protected']:
+  for name in task.config.protect.methods:  # a restored tree has them by name
     pictures = []
     for each in people:
       after = np.asarray(variables['protected'][name][each.name])[:PHOTOS]
@@ -118,7 +118,7 @@ def _suppression(protection: Evaluation, methods: Sequence[str], victims: Sequen
 def generated(task: Any, protection: Evaluation) -> report.Section:
   """What the attacker makes of each person, from clean and from protected photos."""
   people, made = task.people[:PEOPLE], protection.arrays
-  names = [name.partition('/')[2] for name in made if name.startswith('generated/')]
+  names = (CLEAN, *task.config.protect.methods)
   count = min(PHOTOS + 1, made[f'generated/{CLEAN}'].shape[1], *(len(each.held_out) for each in people))
   rows = [('real, set C', [photo for each in people for photo in each.held_out[:count]])]
   for name in names:
@@ -126,7 +126,7 @@ def generated(task: Any, protection: Evaluation) -> report.Section:
     rows.append((f'from {name}', list(pictures.reshape(-1, *pictures.shape[2:]))))
   columns = [text for each in people for text in (each.name, *[''] * (count - 1))]
   text = f'Prompts: {"; ".join(task.config.eval.prompts)}. The same noise in every row.'
-  sheet = drawing.sheet(rows, columns=columns, side=_side(task), label=130)
+  sheet = drawing.sheet(rows, columns=columns, side=_side(task), label=150)
   return report.Section('What the attacker makes', text, [report.Figure(image=sheet)])
 
 
