@@ -53,7 +53,7 @@ def test_the_command_of_the_docstring_leaves_a_report_with_every_part(run):
   page = (run / 'report.html').read_text()
   titles = ('Protected photos', 'Visibility and suppression', 'What the attacker makes', 'Purification', 'The model')
   assert [title for title in titles if title not in page] == []
-  for_others = {'autoencoder', 'diffusion', 'predict', 'data'}  # not trained here, not predicted, no folders
+  for_others = {'autoencoder', 'diffusion', 'train', 'predict', 'data'}  # no training, no prediction, no folders
   assert {key.split('.')[0] for key in results['unread']} <= for_others
 
 
@@ -147,5 +147,5 @@ def test_presets_have_the_budgets_of_the_field():
     assert (config.method.outer, config.surrogate.steps, config.personalise.steps) == (50, 3, 1000)
   assert (fast.autoencoder.steps, fast.diffusion.steps, fast.method.outer) == (0, 0, 10), 'no training'
   assert Task.untrained(fast), 'launch.predict --config'
-  with pytest.raises(ValueError, match='not .sd3.'):
+  with pytest.raises(UserError, match='not .sd3.'):
     config_lib.load(f'{CONFIG}:sd3')
