@@ -13,7 +13,7 @@ TINY = {key: value for key, value in SMALL.items() if key != 'protect.methods'} 
 
 
 @pytest.fixture(scope='module')
-def cells(tmp_path_factory):
+def cells(tmp_path_factory, smaller_networks):
   """Metrics of three cells that share a world, and its folder."""
   folder = tmp_path_factory.mktemp('claims') / 'cells'
   config = {**TINY, 'data.records': str(tmp_path_factory.mktemp('records'))}

@@ -24,7 +24,7 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def run(config, tmp_path_factory):
+def run(config, tmp_path_factory, smaller_networks):
   """A run by the command that the config's docstring shows, shortened."""
   text = config_lib._get_config(CONFIG).__globals__['__doc__']
   words = shlex.split(re.search(r'python -m launch\.train (.*)', text).group(1))
@@ -36,7 +36,7 @@ def run(config, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def trained(run):
+def trained(run, smaller_networks):
   variables, meta = checkpoint.restore_variables(run)
   task = Task(config_lib.restore(meta['config']))
   task.restored(meta['metadata'])
