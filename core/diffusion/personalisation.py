@@ -295,7 +295,7 @@ def merge(params: Params, alpha: float) -> dict[str, Any]:
 # Judgement.
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('size', 'steps', 'guidance'))
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('size', 'steps'))
 def pictures(
   model: LatentDiffusion,
   params: Params,

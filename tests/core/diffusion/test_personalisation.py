@@ -7,28 +7,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_folders
 from flax.traverse_util import flatten_dict, unflatten_dict
-from small_folders import MODEL, SIZE, TOKENIZER, random_params
+from small_folders import SIZE, TOKENIZER, random_params
 
 from core.data import clip_tokens, image
 from core.diffusion import personalisation
+from core.diffusion.latent import LatentDiffusion
 from core.diffusion.personalisation import Photos, Recipe
 from core.errors import UserError
+from core.nn.autoencoder import Autoencoder
+from core.nn.unet import UNet
 from core.weights import clip, unet
 
+MODEL = dataclasses.replace(
+  small_folders.MODEL,
+  autoencoder=Autoencoder(channels=(8,), layers=1, groups=4, scaling=0.7),
+  unet=UNet(channels=(8,), cross=(False,), layers=1, heads=2, context_width=16, groups=4),
+  text=small_folders.MODEL.text.clone(depth=1),
+)
+"""Of one level, with attention in the middle alone: its training is compiled twice."""
+GRID = (8, 8, 4)
 RECIPE = Recipe(
   steps=1, learning_rate=1e-3, weight_decay=0.5, clip_norm=1.0, prior_weight=0.5, instance_batch=2, prior_batch=2
 )
 KEY = jax.random.key(3)
 IDS, CLASS_IDS = (clip_tokens.prompts(TOKENIZER, [text], 12) for text in ('a photo of sks person', 'a photo of person'))
-PARAMS = jax.tree.map(jnp.asarray, random_params())
+PARAMS = jax.tree.map(jnp.asarray, random_params(MODEL))
 UPDATED = ('unet', 'text')
 
 
 def moments(count, ids, seed):
   rng = np.random.default_rng(seed)
-  shape = (count, SIZE // 2, SIZE // 2, 4)
-  return Photos(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2)), jnp.asarray(ids))
+  return Photos(*(jnp.asarray(rng.normal(size=(count, *GRID)), jnp.float32) for _ in range(2)), jnp.asarray(ids))
 
 
 PERSON, OTHERS = moments(2, IDS, 0), moments(2, CLASS_IDS, 1)
@@ -47,8 +58,9 @@ def fitted(steps=1):
 # One step against torch.
 
 
+@jax.jit
 def drawn(key):
-  """(latents, noise, t, order of the person's photos, of the class's): what `fit` draws in its first step."""
+  """(latents, noise, t): what `fit` draws in its first step."""
   chosen, others, noise = jax.random.split(jax.random.fold_in(key, 0), 3)
   person, kept = personalisation.pick(PERSON, 2, chosen), personalisation.pick(OTHERS, 2, others)
   keys = jnp.stack([jax.random.split(jax.random.fold_in(noise, i), 3) for i in range(4)])
@@ -56,7 +68,7 @@ def drawn(key):
   latents = MODEL.draw(mean, jnp.concatenate([person.log_variance, kept.log_variance]), keys[:, 0])
   eps = jnp.stack([jax.random.normal(each, mean.shape[1:]) for each in keys[:, 1]])
   t = jnp.stack([jax.random.randint(each, (), 0, MODEL.schedule.steps) for each in keys[:, 2]])
-  return np.asarray(latents), np.asarray(eps), np.asarray(t)
+  return latents, eps, t
 
 
 def theirs_after_a_step():
@@ -74,7 +86,7 @@ def theirs_after_a_step():
     lost = each.load_state_dict(tensors, strict=False)
     assert not lost.unexpected_keys and all('position_ids' in key for key in lost.missing_keys)
     each.eval()
-  latents, eps, t = drawn(KEY)
+  latents, eps, t = (np.array(each) for each in drawn(KEY))
   schedule = diffusers.DDPMScheduler(
     1000, 0.00085, 0.012, 'scaled_linear', prediction_type='v_prediction', clip_sample=False
   )
@@ -140,14 +152,29 @@ def test_the_number_of_steps_and_the_recipes_own_compile_nothing_anew():
   assert personalisation._fit._cache_size() == compiled
 
 
-def test_the_loss_falls_on_what_is_learnt_and_the_persons_noise_does_not_depend_on_the_prior():
-  run = functools.partial(personalisation.loss, MODEL)
-  both = jax.jit(lambda params: run(params, PERSON, OTHERS, KEY, RECIPE))
+def test_the_loss_falls_on_what_is_learnt():
+  both = jax.jit(lambda params: personalisation.loss(MODEL, params, PERSON, OTHERS, KEY, RECIPE))
   (before, parts), (after, _) = both(PARAMS), both(fitted(30))
   assert float(after) < 0.9 * float(before)
   np.testing.assert_allclose(before, parts['instance'] + 0.5 * parts['prior'], rtol=1e-6)
-  alone, _ = jax.jit(lambda params: run(params, PERSON, None, KEY, RECIPE))(PARAMS)
-  np.testing.assert_allclose(alone, parts['instance'], rtol=1e-5)
+
+
+class Deaf(LatentDiffusion):
+  """Predicts a share of what it is given, without a network."""
+
+  def context(self, params, ids):
+    return jnp.zeros((len(ids), 1, 1))
+
+  def predict(self, params, noisy, t, context, *, maps=False):
+    return 0.5 * noisy
+
+
+def test_the_persons_noise_does_not_depend_on_the_prior():
+  model = Deaf(MODEL.autoencoder, MODEL.unet, MODEL.text, MODEL.schedule)
+  run = jax.jit(lambda: [personalisation.loss(model, {}, PERSON, each, KEY, RECIPE)[1] for each in (OTHERS, None)])
+  both, alone = run()
+  np.testing.assert_allclose(alone['instance'], both['instance'], rtol=1e-5)
+  assert both['prior'] != both['instance'] and set(alone) == {'instance'}
 
 
 def test_low_rank_updates_touch_kernels_of_attention_alone_and_start_as_nothing():
@@ -171,7 +198,7 @@ def test_photos_are_encoded_a_few_at_a_time_into_the_same_moments():
   photos = jax.random.uniform(KEY, (personalisation.ENCODED + 1, SIZE, SIZE, 3), minval=-1)
   whole = personalisation.encode(MODEL, PARAMS, photos, IDS)
   last = personalisation.encode(MODEL, PARAMS, photos[-1:], IDS)
-  assert whole.mean.shape == (len(photos), SIZE // 2, SIZE // 2, 4)
+  assert whole.mean.shape == (len(photos), SIZE, SIZE, 4)
   np.testing.assert_allclose(whole.mean[-1:], last.mean, atol=1e-5)
   np.testing.assert_allclose(whole.log_variance[-1:], last.log_variance, atol=1e-5)
 
@@ -185,7 +212,7 @@ def test_no_photo_is_picked_twice_before_all_were():
 
 def test_the_face_loss_sees_the_face_alone():
   latents = MODEL.autoencoder.scaling * PERSON.mean
-  weights = jnp.zeros((2, SIZE // 2, SIZE // 2, 1)).at[:, 2:5, 2:5].set(1.0)
+  weights = jnp.zeros((2, *GRID[:2], 1)).at[:, 2:5, 2:5].set(1.0)
   judge = functools.partial(personalisation.face_loss, MODEL, PARAMS, latents)
   inside, everywhere = judge(weights, IDS, KEY), judge(jnp.ones_like(weights), IDS, KEY)
   assert inside.shape == (2,) and (np.abs(inside - everywhere) > 1e-4).all()

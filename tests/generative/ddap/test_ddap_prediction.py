@@ -3,11 +3,13 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from core.data import identities, image
+from core.diffusion import foundation
 from launch import predict
 
 CONFIG = '--config=configs/generative/ddap.py'
@@ -15,6 +17,21 @@ SMALL = {
   'model.variant': 'tiny', 'model.size': 32, 'method.outer': 2, 'method.eps_levels': 8, 'surrogate.steps': 1,
   'prior.count': 2, 'prior.steps': 2,
 }  # fmt: skip
+
+
+@pytest.fixture(scope='module', autouse=True)
+def constant_weights(smaller_networks):
+  """In the place of `Foundation.init`, which every launch compiles anew: the same random numbers each time."""
+  init = foundation.Foundation.init
+
+  def constants(self, rng):
+    draw = np.random.default_rng(0).normal
+    shapes = jax.eval_shape(lambda key: init(self, key), rng)
+    return jax.tree.map(lambda leaf: draw(0.0, 0.1, leaf.shape).astype(np.float32), shapes)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(foundation.Foundation, 'init', constants)
+    yield
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ from core import config as config_lib
 from core.data import face, image
 from core.errors import UserError
 from core.metrics import identity
-from core.nn import autoencoder, clip, unet
 from core.train import checkpoint
 from generative.dreambooth.task import Task
 from launch import predict, train
 
+pytestmark = pytest.mark.usefixtures('smaller_networks')
 CONFIG = 'configs/generative/dreambooth.py'
 SMALL = {
   'model.size': 16, 'data.portraits.identities': 3, 'data.portraits.photos': 2, 'data.portraits.test': 2,
@@ -28,23 +28,10 @@ SMALL = {
   'train.log_every': 1, 'train.checkpoint_every': 2,
   'eval.batch_size': 2, 'eval.generated': 2, 'eval.steps': 2, 'eval.detector': 'haar',
 }  # fmt: skip
-NETWORKS = {
-  autoencoder: {'channels': (8, 8), 'groups': 4},
-  unet: {'channels': (8, 16), 'cross': (True, False), 'heads': 1, 'groups': 4, 'context_width': 16},
-  clip: {'width': 16, 'mlp_dim': 16},
-}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def smaller_networks():
-  with pytest.MonkeyPatch.context() as patch:
-    for network, changes in NETWORKS.items():
-      patch.setitem(network.VARIANTS, 'tiny', {**network.VARIANTS['tiny'], **changes})
-    yield
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(tmp_path_factory, smaller_networks):
   """A run by the command that the config's docstring shows, shortened, of the preset 'lora'."""
   text = config_lib._get_config(CONFIG).__globals__['__doc__']
   words = shlex.split(re.search(r'python -m launch\.train (.*)', text).group(1))
