@@ -16,18 +16,18 @@ from core.claims import Check, Claim, Experiment, NonClaim
 from generative.ddap import mechanisms
 
 
-def _method(name: str, control: str = '', **changes) -> Experiment:
-  options = {'method': name} | ({'changes': changes} if changes else {}) | ({'control': control} if control else {})
-  return Experiment(mechanisms.measured, options)
+def _method(name: str, control: str = '', transfer: bool = False, **changes) -> Experiment:
+  given = {'method': name, 'changes': changes, 'control': control, 'transfer': transfer}
+  return Experiment(mechanisms.measured, {key: value for key, value in given.items() if value})
 
 
 _ALL = {
-  'random': _method('random'),
+  'random': _method('random', transfer=True),
   'ASPL': _method('aspl'),
   'latent only': _method('latent'),
-  'SPL': _method('spl'),
+  'SPL': _method('spl', transfer=True),
   'FPL': _method('fpl'),
-  'DDAP': _method('ddap'),
+  'DDAP': _method('ddap', transfer=True),
   'ASPL + mask': _method('aspl+mask'),
   'SPL + mask': _method('spl+mask'),
   'DDAP + mask': _method('ddap+mask'),

@@ -56,6 +56,7 @@ def measured(
   method: str,
   changes: Mapping[str, Any] | None = None,
   control: str = '',
+  transfer: bool = False,
   config: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
   """Protects the persons of a seed by one method, and measures what spec 9c lists.
@@ -66,11 +67,12 @@ def measured(
     method: a name of `methods.build`.
     changes: of its fields.
     control: one of `CONTROLS`.
+    transfer: whether the second model is attacked too.
     config: overrides of the embedded config.
 
   Returns:
-    Those of `evaluation.Judge.visibility`; 'R' and 'effect' of the white-box attacker, 'transfer_R',
-    'transfer_effect' and 'transfer_share' (its effect over the white-box one); 'R/<person>'.
+    Those of `evaluation.Judge.visibility`; 'R' and 'effect' of the white-box attacker; 'R/<person>'; with `transfer`
+    also 'transfer_R', 'transfer_effect' and 'transfer_share' (its effect over the white-box one).
   """
   if control not in CONTROLS:
     raise UserError(f"there is no control '{control}', expected one of {CONTROLS}.{nearest(control, CONTROLS)}")
@@ -81,7 +83,8 @@ def measured(
   made = protected(task, variables, _controlled(chosen, control), whole=control == 'mask ignored')
   variables = {**variables, 'protected': {'it': made}}
   seen = {name.partition('/')[2]: value for name, value in task.judge.visibility(variables, 'test').scalars.items()}
-  return seen | _suppressed(task, variables, bases)
+  victims = evaluation.VICTIMS if transfer else evaluation.VICTIMS[:1]
+  return seen | _suppressed(task, variables, {victim: bases[victim] for victim in victims})
 
 
 def _controlled(method: methods.Method, control: str) -> methods.Method:
@@ -101,7 +104,9 @@ def _suppressed(task: Task, variables: Variables, bases: Mapping[str, Mapping[st
     if victim == 'white':
       each = (losses - base['clean']) / (base['before'] - base['clean'])
       found |= {f'R/{person.name}': float(value) for person, value in zip(task.people, each)}
-  return {**found, 'transfer_share': found['transfer_effect'] / found['effect']}
+  if 'transfer_effect' in found:
+    found['transfer_share'] = found['transfer_effect'] / found['effect']
+  return found
 
 
 def protected(task: Task, variables: Variables, method: methods.Method, whole: bool) -> dict[str, np.ndarray]:

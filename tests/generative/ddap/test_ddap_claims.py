@@ -22,17 +22,23 @@ def cells(tmp_path_factory, smaller_networks):
     'SPL + mask': cell('a', 'spl+mask'),
     'SPL + mask, mask ignored': cell('b', 'spl+mask', control='mask ignored'),
     'FPL, every coefficient': cell('c', 'fpl', {'k0': 0}),
-    'FPL': cell('d', 'fpl'),
+    'FPL': cell('d', 'fpl', transfer=True),
   }
 
 
 def test_the_experiment_measures_all_that_the_claims_compare(cells):
   _, found = cells
-  wanted = {check.metric for claim in CLAIMS for check in (*claim.checks, *claim.controls)}
-  wanted |= {check.metric for each in NON_CLAIMS for check in each.checks}
+  comparisons = [(each, {**c.variants}) for c in CLAIMS for each in (*c.checks, *c.controls)]
+  variants = {name: variant for claim in CLAIMS for name, variant in claim.variants.items()}
+  comparisons += [(each, variants) for n in NON_CLAIMS for each in n.checks]
+  for check, given in comparisons:
+    for side in (check.left, check.right):
+      if isinstance(side, str):
+        with_transfer = given[side].options.get('transfer', False)
+        assert check.metric in found['FPL' if with_transfer else 'SPL + mask'], (check, side)
   for metrics in found.values():
-    assert wanted <= set(metrics)
     assert all(np.isscalar(value) for value in metrics.values())
+  assert 'transfer_R' not in found['SPL + mask']
 
 
 def test_a_world_is_made_once_for_all_methods(cells):
