@@ -1,6 +1,7 @@
 """The model under the generative systems: its stages, their data and losses, folders in its place, its judgement."""
 
 import dataclasses
+import functools
 
 import flax.traverse_util
 import jax
@@ -15,30 +16,20 @@ from core.data import clip_tokens
 from core.data import image as images
 from core.diffusion import foundation, pipeline
 from core.errors import UserError
-from core.nn import autoencoder, clip, unet
 from core.train import mesh
 from core.train.task import StageContext
 
-NETWORKS = {
-  autoencoder: {'channels': (8, 8), 'groups': 4},
-  unet: {'channels': (8,), 'cross': (False,), 'heads': 1, 'groups': 4, 'context_width': 16},
-  clip: {'width': 16, 'mlp_dim': 16},
-}
-
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
-  """The embedded preset on a small world of 16 pixels, whose variants 'tiny' are smaller still."""
+def config(tmp_path_factory, smaller_networks):
+  """The embedded preset on a small world of 16 pixels."""
   config = ddap.get_config()
   config.data.records = str(tmp_path_factory.mktemp('records'))
   config.data.portraits = {'identities': 3, 'photos': 4, 'test': 2, 'sets': {'A': 1, 'B': 1, 'C': 4}}
   config.model.size = 16
   config.autoencoder.batch_size = config.diffusion.batch_size = 32
   config.eval.batch_size, config.eval.steps = 8, 2
-  with pytest.MonkeyPatch.context() as patch:
-    for network, changes in NETWORKS.items():
-      patch.setitem(network.VARIANTS, 'tiny', {**network.VARIANTS['tiny'], **changes})
-    yield config
+  return config
 
 
 @pytest.fixture(scope='module')
@@ -47,6 +38,14 @@ def world(config):
   foundation.prepare(config)
   built = foundation.Foundation(config)
   return built, jax.jit(built.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope='module')
+def moments(world):
+  """(mean, log-variance) of the training photos under the fresh parameters."""
+  built, params = world
+  photos = images.from_levels(foundation.photographs(built.config, 'train'))
+  return jax.jit(built.model.moments)(params, photos)
 
 
 def context(params, tmp_path):
@@ -101,12 +100,12 @@ def test_the_second_model_shares_the_autoencoder_alone(config, world):
   assert set(jax.eval_shape(without.init, jax.random.key(0))) == {'autoencoder', 'unet', 'text'}
 
 
-def test_the_autoencoder_learns_to_give_photos_back(world):
+def test_the_autoencoder_learns_to_give_photos_back(world, moments):
   built, params = world
   photos = foundation.photographs(built.config, 'train')
   value = jax.jit(lambda params, rng: built.autoencoder_loss({'params': params}, {'image': photos}, rng, 0))
   total, out = value(params, jax.random.key(0))
-  mean, log_variance = built.model.moments(params, images.from_levels(photos))
+  mean, log_variance = (np.asarray(each) for each in moments)
   kl = 0.5 * np.mean(mean**2 + np.exp(log_variance) - 1 - log_variance)
   np.testing.assert_allclose(out.metrics['kl'], kl, rtol=1e-4)
   parts = {name: float(each) for name, each in out.metrics.items()}
@@ -142,7 +141,7 @@ def test_latents_are_normalised_and_photos_stay(world, tmp_path):
       assert leaf is flax.traverse_util.flatten_dict(before, sep='/')[path]
 
 
-def test_the_identifier_is_in_no_caption(world, tmp_path):
+def test_the_identifier_is_in_no_caption(world, moments, tmp_path):
   built, params = world
   sks = built.ids('sks')[0, 1]
   assert sks in built.ids(built.config.prompts.instance)
@@ -154,8 +153,7 @@ def test_the_identifier_is_in_no_caption(world, tmp_path):
   assert set(seen) == captions and len(captions) == 6
   assert not any(sks in ids for ids in seen)
   assert 0.3 < np.mean([ids == prior for ids in seen]) < 0.7
-  photos = images.from_levels(foundation.photographs(built.config, 'train'))
-  mean, log_variance = jax.jit(built.model.moments)(params, photos)
+  mean, log_variance = (np.asarray(each) for each in moments)
   row = np.abs(mean - batches[0]['mean'][0]).sum((1, 2, 3)).argmin()
   np.testing.assert_allclose(batches[0]['mean'][0], mean[row], atol=1e-5)
   np.testing.assert_allclose(batches[0]['log_variance'][0], log_variance[row], atol=1e-5)
@@ -170,18 +168,19 @@ def test_the_denoising_loss_is_of_the_model_asked_for(world, tmp_path):
   def silent(part):
     return {**part, 'conv_out': jax.tree.map(jnp.zeros_like, part['conv_out'])}
 
-  value = jax.jit(
-    lambda params, transfer: built.diffusion_loss({'params': params}, batch, jax.random.key(0), 0, transfer=transfer)[
-      0
-    ],
-    static_argnums=1,
-  )
-  plain, quiet = value(params, False), value({**params, 'unet': silent(params['unet'])}, False)
+  @jax.jit
+  def value(params):
+    """Of the first model and of the second."""
+    losses = functools.partial(built.diffusion_loss, {'params': params}, batch, jax.random.key(0), 0)
+    return [losses(transfer=transfer)[0] for transfer in (False, True)]
+
+  (plain, other), (quiet, same) = value(params), value({**params, 'unet': silent(params['unet'])})
   assert abs(float(quiet) - 1) < 0.05  # the mean square of the noise
-  assert abs(float(plain) - float(quiet)) > 1e-3
+  assert abs(float(plain) - float(quiet)) > 1e-3 and other == same
   second = {**params['transfer'], 'unet': silent(params['transfer']['unet'])}
-  np.testing.assert_allclose(value({**params, 'transfer': second}, True), quiet, rtol=1e-6)
-  assert value({**params, 'transfer': second}, False) == plain
+  unchanged, quiet_too = value({**params, 'transfer': second})
+  np.testing.assert_allclose(quiet_too, quiet, rtol=1e-6)
+  assert unchanged == plain
 
 
 def test_the_tokenizer_travels_with_the_weights(config, world):
