@@ -53,6 +53,7 @@ def embedded() -> ConfigDict:
   config.data = ConfigDict()
   config.data.dataset = 'portraits'  # or 'identities': folders of real photos
   config.data.root = ''  # <root>/<identity>/set_{A,B,C}; drawn portraits need none
+  config.data.list = ''  # CSV file of the sets in raw VGGFace2 or CelebA-HQ under root; made where it is not there
   config.data.records = '~/.cache/verax/records'
   config.data.overwrite = False
   config.data.seed = 0  # of the drawn portraits
@@ -100,6 +101,10 @@ def embedded() -> ConfigDict:
   config.eval.transfer = ('random', 'spl', 'ddap')  # methods that the second model is tried on as well
   config.eval.steps = 20  # of the sampler
   config.eval.guidance = 3.0
+  config.eval.detector = 'haar'  # of faces, or a YuNet .onnx file
+  config.eval.embedder = ''  # of faces: an ArcFace-like .onnx file; '': no ISM
+  config.eval.lpips = ()  # two .safetensors files, see core.metrics.quality.load_lpips; (): no LPIPS
+  config.eval.brisque = ''  # folder of OpenCV's brisque_model_live.yml and brisque_range_live.yml; '': no BRISQUE
   config.eval.final = (
     ('model', 'test'), ('visibility', 'test'), ('protection', 'test'), ('purification', 'test'),
   )  # fmt: skip
@@ -153,6 +158,7 @@ def protocol() -> ConfigDict:
   config.eval.generated = 16
   config.eval.steps = 100
   config.eval.guidance = 7.5
+  config.eval.final = (*config.eval.final, ('faces', 'test'))
   config.mesh = ConfigDict({'data': 1, 'fsdp': 1, 'tensor': 1})
   return config
 

@@ -52,6 +52,7 @@ def embedded() -> ConfigDict:
   config.data.root = ''  # <root>/<identity>/set_{A,B,C}; drawn portraits need none
   config.data.identity = ''  # whom to learn; '': the first
   config.data.learn = 'B'  # the set to learn from, 'A' or 'B'; C is judged on
+  config.data.list = ''  # CSV file of the sets in raw VGGFace2 or CelebA-HQ under root; made where it is not there
   config.data.records = '~/.cache/verax/records'
   config.data.overwrite = False
   config.data.seed = 0  # of the drawn portraits

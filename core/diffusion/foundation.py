@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from core.data import clip_tokens, identities, manifest, records
+from core.data import clip_tokens, identities, identity_lists, manifest, records
 from core.data import image as images
 from core.data import pipeline as rows_pipeline
 from core.data.text import Tokenizer
@@ -386,13 +386,22 @@ def prepare(config: Any) -> list[records.PrepareReport]:
   if not procedural(config):
     if not data.root:
       raise UserError('config.data.root is empty: give the folder of the photos, --config.data.root=/path.')
-    return [identities.prepare(data.root, root, name, config.model.size, overwrite=data.overwrite)]
+    listing = _listing(data) if data.list else None
+    return [identities.prepare(data.root, root, name, config.model.size, listing=listing, overwrite=data.overwrite)]
   if not records.is_written(root, name, info=_described(config)):
     splits = {split: portraits.examples(split, world(config), data.seed) for split in ('train', 'test')}
     description = 'Drawn portraits of people that do not exist, with the masks of their heads.'
     records.write(root, name, splits, identities.FEATURES, info=_described(config), description=description)
   written = manifest.load(records.find(root, name))
   return [records.PrepareReport(name, written.splits, [], written)]
+
+
+def _listing(data: Any) -> identities.Listing:
+  """The photos of the CSV file `data.list`, which is made of the raw photos under `data.root` where it is not there."""
+  if not pathlib.Path(data.list).expanduser().exists():
+    chosen = identity_lists.build(data.root, data.list, identities=data.limit or 50, seed=data.seed)
+    print(f'{data.list}: {len(chosen.photos)} photos chosen among those under {data.root}.')
+  return identity_lists.read(data.list, data.root)
 
 
 def opened(config: Any, split: str) -> records.Records:

@@ -9,6 +9,9 @@
   purification  the same after the photos went through a filter, with clean photos through the same filter beside them:
                 a blur keeps an attacker from learning, protected or not
 
+  faces         whether what the attacker generates shows a face at all (FDFR), and whose (ISM), how natural it looks
+                (BRISQUE); measures of real photos, which need models by path and mean nothing on drawn ones
+
 Nothing here is a promise: a small drawn world and one attacker. What a figure can be compared with is what stands in
 the same table.
 """
@@ -17,6 +20,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +30,7 @@ import numpy as np
 
 from core.data import image
 from core.errors import UserError, nearest
-from core.metrics import frequency
+from core.metrics import frequency, identity, quality
 from core.metrics import image as metrics
 from core.train import forward
 from core.train.task import Evaluation, Variables
@@ -34,6 +39,9 @@ from generative.ddap.people import Person
 
 VICTIMS = ('white', 'transfer')
 """Whose model the attacker personalises: the one that the protection knew, or another."""
+
+FIGURES = ('fdfr', 'ism', 'ism_missing_zero', 'brisque')
+"""Of `Judge.faces`."""
 
 BEFORE, CLEAN = 'before', 'clean'
 """Beside the names of the methods: no attack yet, and photos as they are."""
@@ -71,7 +79,7 @@ class Judge:
       scalars '<method>/<name>', means over photos, persons alike: 'psnr' (dB), 'ssim', 'linf' (8-bit levels, the
       largest of all), 'hf_share' of the change, 'latent' and 'face_latent' (displacement of the latent means),
       'decoded_hf_share' of the change of what the decoder makes of them, 'outside' (levels, the largest change where
-      the face is not).
+      the face is not), 'lpips' where `config.eval.lpips` names its files.
     """
     _check(split)
     scalars = {}
@@ -79,10 +87,20 @@ class Judge:
     for method in variables['protected']:
       photos = [self.photos(variables, method, each) for each in self.people]
       rows = [visible(self.model, autoencoder, p, each.photos, each.face) for p, each in zip(photos, self.people)]
+      if self.config.eval.lpips:
+        rows = [{**row, 'lpips': self._lpips(p, each.photos)} for row, p, each in zip(rows, photos, self.people)]
       for name in rows[0]:
         values = np.concatenate([np.asarray(row[name]) for row in rows])
         scalars[f'{method}/{name}'] = float(values.max() if name in ('linf', 'outside') else values.mean())
     return Evaluation(scalars, metadata=self.task.foundation.metadata())
+
+  @functools.cached_property
+  def _lpips(self) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
+    """Photos uint8 [n, H, W, 3] and originals -> f32 [n]."""
+    network, params, account = quality.load_lpips(*self.config.eval.lpips)
+    print(account)
+    apply = jax.jit(lambda params, *photos: network.apply({'params': params}, *map(image.from_levels, photos)))
+    return functools.partial(apply, params)
 
   def photos(self, variables: Variables, name: str, person: Person) -> np.ndarray:
     """Set B uint8 [n, H, W, 3] as a method left it, or 'clean'."""
@@ -148,6 +166,32 @@ class Judge:
       batch_size=config.batch_size,
     )  # fmt: skip
     return np.concatenate([make(self.task.foundation.ids(prompt)) for prompt in config.prompts])
+
+  def faces(self, variables: Variables, split: str) -> Evaluation:
+    """FDFR, ISM and BRISQUE of the attacker's pictures (spec 5): by person and prompt, then means over the persons.
+
+    Returns:
+      scalars '<clean or method>/<prompt>/<figure>': 'fdfr'; with `config.eval.embedder` 'ism' (over the pictures with a
+      face) and 'ism_missing_zero'; with `config.eval.brisque` 'brisque'. What cannot be computed is not there. The
+      reference of ISM is the mean over all clean photos of a person. Metadata 'judge': what they were measured with.
+    """
+    _check(split)
+    section, scalars = self.config.eval, {}
+    judge = identity.Judge(section.detector, section.embedder or None)
+    brisque = None
+    if section.brisque:
+      folder = pathlib.Path(section.brisque).expanduser()
+      brisque = quality.Brisque(folder / 'brisque_model_live.yml', folder / 'brisque_range_live.yml')
+    references = [judge.reference([*each.reference, *each.photos, *each.held_out]) for each in self.people]
+    for name in (CLEAN, *variables['protected']):
+      made = self.outcome(variables, f'white/{name}').pictures
+      made = made.reshape(len(made), len(section.prompts), section.generated, *made.shape[2:])
+      for i, prompt in enumerate(section.prompts):
+        figures = identity.average([judge.scores(*each) for each in zip(made[:, i], references)])
+        if brisque is not None:
+          figures['brisque'] = float(np.mean([brisque(each) for each in made[:, i].reshape(-1, *made.shape[3:])]))
+        scalars |= {f'{name}/{prompt}/{figure}': figures[figure] for figure in FIGURES if figure in figures}
+    return Evaluation(scalars, metadata={**self.task.foundation.metadata(), 'judge': judge.describe()})
 
   # What is left of it.
 

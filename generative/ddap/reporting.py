@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from core.train import report
 from core.train.task import Evaluation, Variables
 from generative.ddap import drawing
-from generative.ddap.evaluation import BEFORE, CLEAN, VICTIMS
+from generative.ddap.evaluation import BEFORE, CLEAN, FIGURES, VICTIMS
 
 PEOPLE, PHOTOS = 4, 2
 """Persons on a sheet, and photos of each."""
@@ -41,6 +41,8 @@ def sections(task: Any, evaluations: Mapping[str, Evaluation], variables: Variab
     parts.append(figures(found.get('visibility'), found.get('protection'), task.config.protect.methods))
   if 'protection' in found:
     parts.append(generated(task, found['protection']))
+  if 'faces' in found:
+    parts.append(faces(found['faces']))
   if 'purification' in found:
     parts.append(purification(task.config.purify.method, found['purification']))
   if 'model' in found:
@@ -66,17 +68,18 @@ def photos(task: Any, variables: Variables) -> report.Section:
 
 VISIBLE = {
   'psnr': 'PSNR, dB', 'ssim': 'SSIM', 'linf': 'L∞, levels', 'hf_share': 'HF share of change',
-  'face_latent': 'face latent displacement', 'decoded_hf_share': 'HF share of decoded change',
+  'face_latent': 'face latent displacement', 'decoded_hf_share': 'HF share of decoded change', 'lpips': 'LPIPS',
 }  # fmt: skip
 
 
 def figures(visibility: Evaluation | None, protection: Evaluation | None, methods: Sequence[str]) -> report.Section:
   """The table of spec 9c: what a method costs the photos, and the attackers."""
   victims = [v for v in VICTIMS if protection is not None and f'{v}/{CLEAN}' in protection.scalars]
-  header = ['', *(VISIBLE.values() if visibility else ()), *(f'{v}: {part}' for v in victims for part in ('loss', 'R'))]
+  there = [key for key in VISIBLE if visibility and f'{methods[0]}/{key}' in visibility.scalars]
+  header = ['', *(VISIBLE[key] for key in there), *(f'{v}: {part}' for v in victims for part in ('loss', 'R'))]
   rows = []
   for name in methods:
-    seen = [visibility.scalars[f'{name}/{key}'] for key in VISIBLE] if visibility else []
+    seen = [visibility.scalars[f'{name}/{key}'] for key in there]
     cost = [protection.scalars.get(f'{v}/{name}/{key}') for v in victims for key in ('loss', 'R')]
     rows.append([name, *seen, *cost])
   text, items = '', [report.Table(header, rows)]
@@ -128,6 +131,17 @@ def generated(task: Any, protection: Evaluation) -> report.Section:
   text = f'Prompts: {"; ".join(task.config.eval.prompts)}. The same noise in every row.'
   sheet = drawing.sheet(rows, columns=columns, side=_side(task), label=150)
   return report.Section('What the attacker makes', text, [report.Figure(image=sheet)])
+
+
+def faces(evaluation: Evaluation) -> report.Section:
+  """FDFR, ISM and BRISQUE of what the attacker makes, a row per method and prompt."""
+  scalars = evaluation.scalars
+  names = list(dict.fromkeys(name.rpartition('/')[0] for name in scalars))
+  header = [figure for figure in FIGURES if any(name.endswith(f'/{figure}') for name in scalars)]
+  rows = [[*name.split('/', 1), *(scalars.get(f'{name}/{figure}') for figure in header)] for name in names]
+  judge = ', '.join(f'{part} {name}' for part, name in evaluation.metadata['judge'].items())
+  text = f'Measured with: {judge}. Figures of another detector or embedder are others.'
+  return report.Section('Faces in what the attacker makes', text, [report.Table(['from', 'prompt', *header], rows)])
 
 
 def purification(method: str, evaluation: Evaluation) -> report.Section:

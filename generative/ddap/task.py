@@ -22,7 +22,7 @@ from core.data.records import PrepareReport
 from core.diffusion import foundation, personalisation
 from core.diffusion.latent import LatentDiffusion
 from core.train import task as contract
-from generative.ddap import attacker, evaluation, people, procedure, purification, reporting
+from generative.ddap import attacker, evaluation, people, prediction, procedure, purification, reporting
 
 
 class Task(contract.Task):
@@ -126,13 +126,11 @@ class Task(contract.Task):
 
   def evaluators(self) -> Mapping[str, contract.Evaluator]:
     """'model' of the foundation; see `evaluation` for the others."""
-    names = ('visibility', 'protection', 'purification')
+    names = ('visibility', 'protection', 'purification', 'faces')
     return {**self.foundation.evaluators(), **contract.deferred(lambda: self.judge, names)}
 
   def predictor(self, variables: contract.Variables, metadata: Mapping[str, Any]) -> contract.Predictor:
     """Protects a user's own photos."""
-    from generative.ddap import prediction
-
     return prediction.PhotoPredictor(self, variables, metadata)
 
   def report(self, evaluations: Mapping[str, contract.Evaluation], variables: contract.Variables) -> Sequence[Any]:

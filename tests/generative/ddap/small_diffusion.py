@@ -18,8 +18,8 @@ PROMPT = 'a photo of sks person'
 WORDS = ('[PAD]', '[BOS]', '[EOS]', '[UNK]', 'a', 'photo', 'of', 'sks', 'per', '##son', 'man')
 
 MODEL = LatentDiffusion(
-  Autoencoder(channels=(8, 8), layers=1, groups=4, scaling=0.5),
-  UNet(channels=(8, 12), cross=(True, True), layers=1, heads=2, groups=4, context_width=8),
+  Autoencoder(channels=(8, 8), layers=0, groups=4, scaling=0.5),
+  UNet(channels=(8,), cross=(True,), layers=0, heads=2, groups=4, context_width=8),
   ClipText(vocabulary=len(WORDS), width=8, depth=1, heads=2, mlp_dim=16, max_positions=10),
   Schedule(beta_end=0.06, steps=200),
 )
@@ -35,9 +35,9 @@ def tokenizer():
 
 
 @functools.cache
-def params():
-  """Of `MODEL`, every leaf random; queries to the prompt are larger, so that places differ in what they see."""
-  shapes = jax.eval_shape(MODEL.init, jax.random.key(0))
+def params(model=MODEL):
+  """Every leaf of a model random; queries to the prompt are larger, so that places differ in what they see."""
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
   rng = np.random.default_rng(1)
 
   def leaf(path, shape):

@@ -1,15 +1,17 @@
 """Localisation: DAAM's arithmetic in torch, planted attention, and every way a heat map becomes a mask."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_diffusion
 from flax.traverse_util import unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_diffusion import MODEL, PROMPT, params, pictures, tokenizer
+from small_diffusion import PROMPT, pictures, tokenizer
 
 import core.nn.diffusion
 from core.data import clip_tokens, face, image
@@ -22,6 +24,11 @@ from core.weights import files, unet
 from generative.ddap import localisation
 from generative.ddap.localisation import Localiser
 
+MODEL = dataclasses.replace(
+  small_diffusion.MODEL, unet=small_diffusion.MODEL.unet.clone(channels=(8, 12), cross=(True, True), layers=1)
+)
+"""Of two levels: the heat of both is added up."""
+params = functools.partial(small_diffusion.params, MODEL)
 IDS = clip_tokens.prompts(tokenizer(), [PROMPT], MODEL.text.max_positions)
 PERSON = (5, 6)
 RAW = Localiser(dilate=0, block=1)
