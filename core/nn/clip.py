@@ -35,7 +35,8 @@ ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': gelu}
 
 VARIANTS = {
   'tiny': {
-    'vocabulary': 64, 'width': 64, 'depth': 1, 'heads': 2, 'mlp_dim': 128, 'max_positions': 8, 'activation': 'quick_gelu',
+    'vocabulary': 64, 'width': 64, 'depth': 1, 'heads': 2, 'mlp_dim': 128, 'max_positions': 8,
+    'activation': 'quick_gelu',
   },
   'sd1': {
     'vocabulary': 49408, 'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072, 'activation': 'quick_gelu',
