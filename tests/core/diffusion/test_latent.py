@@ -1,6 +1,7 @@
 """Latent diffusion as one: rows that ignore their batch, and the photos that diffusers makes of the same noise."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +17,26 @@ from core.nn.autoencoder import Autoencoder
 from core.nn.unet import UNet
 
 MODEL = dataclasses.replace(
-  small_folders.MODEL, unet=UNet(channels=(8,), cross=(True,), layers=1, heads=2, context_width=16, groups=4)
+  small_folders.MODEL,
+  unet=UNet(channels=(8,), cross=(True,), layers=0, heads=2, context_width=16, groups=4),
+  text=small_folders.MODEL.text.clone(depth=1),
 )
-"""Of one level: it is compiled often."""
+"""Of one level: it is compiled often. Its attention is in the middle and on the way up."""
 PARAMS = small_folders.random_params(MODEL)
 PROMPTS = ['a photo of sks person', 'person', 'a photo', 'photo of person']
 KEYS = jax.random.split(jax.random.key(5), 4)
-PHOTOS = jax.random.uniform(jax.random.key(6), (4, SIZE, SIZE, 3), minval=-1, maxval=1)
+PHOTOS = np.random.default_rng(6).uniform(-1, 1, (4, SIZE, SIZE, 3)).astype(np.float32)
 GRID = (SIZE // 2, SIZE // 2, 4)
-CONTEXT = jax.jit(MODEL.context)
-GENERATE = jax.jit(MODEL.generate, static_argnames=('size', 'sampler', 'steps', 'guidance'))
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # time is compiling's
+CONTEXT = jit(MODEL.context)
+GENERATE = jit(MODEL.generate, static_argnames=('size', 'sampler', 'steps', 'guidance'))
 
 
 def ids(texts):
   return jnp.asarray(clip_tokens.prompts(TOKENIZER, texts, MODEL.text.max_positions))
 
 
-@jax.jit
+@jit
 def whole(params, photos, ids, keys):
   """All that is drawn on the way to the denoising loss, and the loss."""
   moments = MODEL.moments(params, photos)
@@ -51,7 +55,7 @@ def test_a_batch_of_4_is_4_batches_of_1():
   batch = whole(PARAMS, PHOTOS, ids(PROMPTS), KEYS)
   alone = one_by_one(lambda *row: whole(PARAMS, *row), PHOTOS, ids(PROMPTS), KEYS)
   for ours, theirs in zip(batch, alone):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
   _, _, latents, t, noise, errors = batch
   assert errors.shape == latents.shape == (4, *GRID) and errors.dtype == jnp.float32
   assert len(set(map(int, t))) == 4 and ((t >= 100) & (t < 900)).all()
@@ -91,7 +95,7 @@ def test_photos_are_those_of_diffusers_within_one_grey_level(theirs, sampler, sc
   torch, diffusers = pytest.importorskip('torch'), pytest.importorskip('diffusers')
   steps, texts = 20, PROMPTS[:2]
   theirs.scheduler = getattr(diffusers, scheduler).from_config(theirs.scheduler.config)
-  noise = latent.normal(jax.vmap(jax.random.split)(KEYS[:2])[:, 0], GRID)  # what `generate` begins with
+  noise = [jax.random.normal(jax.random.split(key)[0], GRID) for key in KEYS[:2]]  # what `generate` begins with
   expected = theirs(
     texts,
     latents=torch.tensor(np.moveaxis(np.asarray(noise), -1, 1).copy()),
@@ -109,11 +113,11 @@ def test_photos_are_those_of_diffusers_within_one_grey_level(theirs, sampler, sc
 
 def test_latents_are_scaled_and_moments_are_not():
   mean, log_variance, latents, *_ = whole(PARAMS, PHOTOS, ids(PROMPTS), KEYS)
-  noise = latent.normal(KEYS, GRID)
+  noise = np.stack([jax.random.normal(key, GRID) for key in KEYS])
   np.testing.assert_allclose(latents, 0.7 * (mean + np.exp(log_variance / 2) * noise), atol=1e-5)
   certain = MODEL.draw(mean, jnp.full_like(mean, -30.0), KEYS)
   np.testing.assert_allclose(certain, 0.7 * mean, atol=1e-5)
-  np.testing.assert_allclose(jax.jit(MODEL.latents)(PARAMS, PHOTOS), 0.7 * mean, atol=1e-5)
+  np.testing.assert_allclose(jit(MODEL.latents)(PARAMS, PHOTOS), 0.7 * mean, atol=1e-5)
 
 
 def test_a_perfect_prediction_has_no_error():
