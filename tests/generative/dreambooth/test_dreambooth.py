@@ -12,7 +12,7 @@ from core import config as config_lib
 from core.data import face, image
 from core.errors import UserError
 from core.metrics import identity
-from core.train import checkpoint
+from core.train import checkpoint, mesh
 from generative.dreambooth.task import Task
 from launch import predict, train
 
@@ -45,6 +45,8 @@ def run(tmp_path_factory, smaller_networks):
 @pytest.fixture(scope='module')
 def trained(run):
   variables, meta = checkpoint.restore_variables(run)
+  place = jax.sharding.NamedSharding(mesh.make(1, 1, 1), jax.sharding.PartitionSpec())
+  variables = {**variables, 'params': jax.device_put(variables['params'], place)}  # as in the run: nothing is compiled
   task = Task(config_lib.restore(meta['config']))
   task.restored(meta['metadata'])
   return task, variables, meta['metadata']
@@ -58,7 +60,7 @@ def test_the_command_of_the_docstring_leaves_a_report_with_every_part(run):
   results = json.loads((run / 'results.json').read_text())
   scalars = results['evaluations']['test/personalisation']
   assert set(scalars) == {'face_loss', 'before/face_loss', 'gain', 'fdfr', 'before/fdfr'}  # no embedder: no ISM
-  others = ('predict.', 'data.root', 'data.overwrite', 'transfer.path')  # for prompts, and for photos on disk
+  others = ('predict.', 'data.root', 'data.list', 'data.overwrite', 'transfer.path')  # of prompts, photos on disk
   assert [key for key in results['unread'] if not key.startswith(others)] == []
   page = (run / 'report.html').read_text()
   titles = ('How well the person is known', 'What the model makes of prompts', 'Photos', 'The model', 'instance')
