@@ -101,7 +101,8 @@ def theirs(tmp_path_factory):
   tokenizer = clip_tokens.small([PROMPT])
   text = dataclasses.replace(MODEL.text, vocabulary=tokenizer.vocabulary)
   model = dataclasses.replace(MODEL, text=text)
-  spare = text.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params']
+  shapes = jax.eval_shape(text.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params']
+  spare = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   folder = tmp_path_factory.mktemp('folder') / 'small'
   pipeline.write(folder, model, {**PARAMS, 'text': spare}, tokenizer)
   vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder='vae')
