@@ -109,11 +109,16 @@ class Foundation:
       self.tokenizer = Tokenizer.from_json(data['tokenizer'], 'of the checkpoint')
 
   def init(self, rng: jax.Array) -> dict[str, Any]:
-    """Fresh parameters {'autoencoder', 'unet', 'text'[, 'transfer': {'unet', 'text'}]}; pure."""
+    """Fresh parameters {'autoencoder', 'unet', 'text'[, 'transfer': {'unet', 'text'}]}; pure.
+
+    Only a model that is trained from here is initialised in earnest: at the size of Stable Diffusion that takes minutes
+    to compile. A folder's weights take the place of what is filled in otherwise, or nobody asks for more than time.
+    """
     size = self.config.model.size
-    params = self.model.init(rng, size)
+    fresh = self.model.init if self.stages() else functools.partial(_filled, self.model)
+    params = fresh(rng, size)
     if self.config.transfer.enabled:
-      second = self.model.init(jax.random.fold_in(rng, 1), size)
+      second = fresh(jax.random.fold_in(rng, 1), size)
       params['transfer'] = {part: second[part] for part in ('unet', 'text')}
     return params
 
@@ -334,6 +339,19 @@ class _Caption:
   def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     which = 0 if rng.uniform() < 0.5 else rng.integers(1, len(self.ids))
     return {**row, 'ids': self.ids[which]}
+
+
+def _filled(model: latent.LatentDiffusion, rng: jax.Array, size: int) -> dict[str, Any]:
+  """Parameters that nobody trains: kernels N(0, 1 / inputs), all cut out of one draw; scales 1, biases 0."""
+  shapes = jax.eval_shape(lambda key: model.init(key, size), rng)
+  drawn = jax.random.normal(rng, (max(leaf.size for leaf in jax.tree.leaves(shapes)),))
+
+  def leaf(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> jax.Array:
+    if path[-1].key in ('scale', 'bias'):
+      return jnp.full(shape.shape, float(path[-1].key == 'scale'), shape.dtype)
+    return (drawn[: shape.size].reshape(shape.shape) * (shape.size / shape.shape[-1]) ** -0.5).astype(shape.dtype)
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def rescaled(params: Mapping[str, Any], offset: np.ndarray, gain: np.ndarray) -> dict[str, Any]:

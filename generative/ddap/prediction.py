@@ -266,16 +266,8 @@ class PhotoPredictor(contract.Predictor):
       ).mean
       for each in (protected, clean)
     ]  # fmt: skip
-    delta = protected.astype(np.float32) - clean
-    figures = {
-      'linf': metrics.linf(protected, clean, data_range=255),
-      'psnr': metrics.psnr(protected, clean, data_range=255),
-      'ssim': metrics.ssim(protected, clean, data_range=255),
-      'hf_share': frequency.hf_share(delta),
-      'latent': metrics.latent_displacement(*latents),
-      'latent_inside': metrics.latent_displacement(*latents, mask),
-    }
-    return {name: np.asarray(value) for name, value in figures.items()}
+    mask = np.ones((*clean.shape[:3], 1), np.float32) if mask is None else mask
+    return {name: np.asarray(value) for name, value in _compared(protected, clean, *latents, mask).items()}
 
   # What the method needs.
 
@@ -339,6 +331,19 @@ class PhotoPredictor(contract.Predictor):
     mask = localisation.from_picture(image.read(found), photo.shape[:2], found.name)
     white = identities.fit(np.repeat(mask, 3, -1).astype(np.uint8) * 255, self.config.model.size)
     return localisation.from_picture(white, white.shape[:2], found.name)
+
+
+@jax.jit
+def _compared(protected, clean, latents, clean_latents, mask) -> dict[str, jax.Array]:
+  """What a record says of photos uint8 [n, S, S, 3] and their latents, f32 [n] each."""
+  return {
+    'linf': metrics.linf(protected, clean, data_range=255),
+    'psnr': metrics.psnr(protected, clean, data_range=255),
+    'ssim': metrics.ssim(protected, clean, data_range=255),
+    'hf_share': frequency.hf_share(protected.astype(jnp.float32) - clean),
+    'latent': metrics.latent_displacement(latents, clean_latents),
+    'latent_inside': metrics.latent_displacement(latents, clean_latents, mask),
+  }
 
 
 def _views(clean: np.ndarray, protected: np.ndarray, mask: np.ndarray | None, levels: float) -> list[np.ndarray]:
