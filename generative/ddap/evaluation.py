@@ -8,7 +8,6 @@
                 vary widely
   purification  the same after the photos went through a filter, with clean photos through the same filter beside them:
                 a blur keeps an attacker from learning, protected or not
-
   faces         whether what the attacker generates shows a face at all (FDFR), and whose (ISM), how natural it looks
                 (BRISQUE); measures of real photos, which need models by path and mean nothing on drawn ones
 
