@@ -32,7 +32,6 @@ import importlib
 import inspect
 import json
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -44,6 +43,7 @@ import jax
 import numpy as np
 
 from core import config as config_lib
+from core.atomic import write_atomically
 from core.errors import UserError, nearest
 from core.train import backend, loop
 from core.train.checkpoint import plain
@@ -401,14 +401,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   except ValueError:
     return {}
   return cell if isinstance(cell, dict) else {}
-
-
-def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-  """Writes a file that is either whole or not there, also when the process is killed meanwhile."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-  temporary.replace(path)
 
 
 def _metric(metrics: Metrics, check: Check, variant: str) -> float:

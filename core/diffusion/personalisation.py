@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from core.atomic import write_atomically
 from core.data import image
 from core.diffusion.latent import LatentDiffusion, Params, normal, timesteps
 from core.errors import UserError, nearest
@@ -394,7 +395,7 @@ def prior_photos(
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(filled)
     made = np.asarray(pictures(model, params, ids, negative, keys, **options))
     for i, photo in zip(rows, made, strict=False):
-      _replace(paths[i], image.png_bytes(photo))
+      write_atomically(paths[i], image.png_bytes(photo))
   return np.stack([image.read(path, min_side=1) for path in paths])
 
 
@@ -415,17 +416,10 @@ def _claim(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     if folder.exists() and any(folder.iterdir()):
       raise UserError(f'{folder}: expected an empty folder, or one of class photos with prior.json. Name another one.')
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(record, json.dumps(about, indent=1).encode())
+    write_atomically(record, json.dumps(about, indent=1).encode())
   known = json.loads(record.read_text())
   if changed := [name for name in sorted({*about, *known}) if about.get(name) != known.get(name)]:
     raise UserError(
       f'{folder}: its class photos were made with another {" and another ".join(changed)}. Delete the folder to make'
       ' them anew, or name another one.'
     )
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file whole or not at all."""
-  part = path.with_suffix('.part')
-  part.write_bytes(content)
-  part.replace(path)

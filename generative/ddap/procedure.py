@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from core.claims import write_atomically
+from core.atomic import write_atomically
 from core.data import image
 from core.diffusion import personalisation
 from core.errors import UserError, nearest
