@@ -129,6 +129,12 @@ def encode(model: LatentDiffusion, params: Params, photos: jax.Array, ids: jax.A
 _moments = jax.jit(LatentDiffusion.moments, static_argnums=0)
 
 
+def latents(model: LatentDiffusion, params: Params, photos: np.ndarray) -> jax.Array:
+  """Scaled mean latents f32 [n, h, w, D] of photos uint8 [n, H, W, 3], `ENCODED` at a time."""
+  none = np.zeros((1, 0), np.int32)
+  return model.autoencoder.scaling * encode(model, params, image.from_levels(jnp.asarray(photos)), none).mean
+
+
 def pick(photos: Photos, count: int, key: jax.Array) -> Photos:
   """`count` photos by chance; none twice before every one was taken."""
   n = photos.mean.shape[0]

@@ -45,7 +45,7 @@ class Attacker:
 
   def face_loss(self, params: Params, person: Person) -> float:
     """The denoising loss inside the face, under the person's prompt, on clean photos that nobody trained on."""
-    latents = encode(self.model, params, person.held_out)
+    latents = personalisation.latents(self.model, params, person.held_out)
     weights = pooled(jnp.asarray(person.held_out_face, jnp.float32), latents.shape[1:3])
     networks = {part: params[part] for part in ('unet', 'text')}
     key = jax.random.key(self.seed)
@@ -61,15 +61,3 @@ class Attacker:
     make = functools.partial(personalisation.pictures, self.model, params, *prompts)
     parts = [keys[i : i + batch_size] for i in range(0, count, batch_size)]
     return np.concatenate([np.asarray(make(part, size=size, steps=steps, guidance=guidance)) for part in parts])
-
-
-def encode(model: LatentDiffusion, params: Params, photos: np.ndarray) -> jax.Array:
-  """Scaled mean latents f32 [n, h, w, D] of photos uint8 [n, H, W, 3], a few at a time."""
-  autoencoder, step = {'autoencoder': params['autoencoder']}, personalisation.ENCODED
-  parts = [_encode(model, autoencoder, jnp.asarray(photos[i : i + step])) for i in range(0, len(photos), step)]
-  return jnp.concatenate(parts)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(model: LatentDiffusion, params: Params, photos: jax.Array) -> jax.Array:
-  return model.latents(params, image.from_levels(photos))

@@ -260,12 +260,7 @@ class PhotoPredictor(contract.Predictor):
 
   def _figures(self, clean: np.ndarray, protected: np.ndarray, mask: np.ndarray | None) -> dict[str, np.ndarray]:
     """How visible the change is, of 8-bit photos, and how far the latents move; [n] each."""
-    latents = [
-      self.model.autoencoder.scaling * personalisation.encode(
-        self.model, self.params, image.from_levels(jnp.asarray(each)), self._instance
-      ).mean
-      for each in (protected, clean)
-    ]  # fmt: skip
+    latents = [personalisation.latents(self.model, self.params, each) for each in (protected, clean)]
     mask = np.ones((*clean.shape[:3], 1), np.float32) if mask is None else mask
     return {name: np.asarray(value) for name, value in _compared(protected, clean, *latents, mask).items()}
 

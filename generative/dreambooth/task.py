@@ -149,10 +149,7 @@ class Task(contract.Task):
 
   def face_loss(self, params: Mapping[str, Any]) -> np.ndarray:
     """f32 [n]: the denoising loss inside the face on photos of the person that nothing learned from."""
-    held_out = image.from_levels(jnp.asarray(self.person.held_out))
-    latents = (
-      self.model.autoencoder.scaling * personalisation.encode(self.model, params, held_out, self.ids('instance')).mean
-    )
+    latents = personalisation.latents(self.model, params, self.person.held_out)
     weights = pooled(jnp.asarray(self.person.face, jnp.float32), latents.shape[1:3])
     key = jax.random.key(self.config.seed)
     return np.asarray(personalisation.face_loss(self.model, params, latents, weights, self.ids('instance'), key))
