@@ -193,7 +193,10 @@ class _Run:
       if name != 'params'
     }
     init = lambda key: state_lib.join(*state_lib.split(self.task.init(key), _ANY))  # noqa: E731
-    variables = jax.jit(init, out_shardings=state_lib.join(flat, {}, copied))(key)
+    # It runs once: on the CPU, compiling it without LLVM's optimisations takes a third less time.
+    options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
+    shardings = state_lib.join(flat, {}, copied)
+    variables = jax.jit(init, out_shardings=shardings, compiler_options=options)(key)
     return self.task.pretrained(variables)
 
   def procedure(self, index: int, variables: task_lib.Variables) -> state_lib.TrainState:

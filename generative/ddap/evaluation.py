@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from core.data import image
+from core.data.ahead import ahead
 from core.errors import UserError, nearest
 from core.metrics import frequency, identity, quality
 from core.metrics import image as metrics
@@ -145,17 +146,19 @@ class Judge:
 
   def _outcome(self, variables: Variables, key: str) -> Outcome:
     victim, name, operator = (*key.split('/'), '')[:3]
-    params, losses, pictures = self.params(variables, victim), [], []
-    for person in self.people:
+    params = self.params(variables, victim)
+    shown = victim == 'white' and not operator and name != BEFORE
+
+    def attacked(person: Person) -> tuple[float, np.ndarray | None]:
       learned = params
       if name != BEFORE:
         photos = self.photos(variables, name, person)
         photos = self.purified(variables, operator, photos) if operator else photos
         learned = self.attacker.learn(params, photos, np.asarray(variables['prior']))
-      losses.append(self.attacker.face_loss(learned, person))
-      if victim == 'white' and not operator and name != BEFORE:
-        pictures.append(self.generated(learned))
-    return Outcome(np.array(losses), np.stack(pictures) if pictures else None)
+      return self.attacker.face_loss(learned, person), self.generated(learned) if shown else None
+
+    losses, pictures = zip(*ahead(attacked, self.people, self.config.workers))
+    return Outcome(np.array(losses), np.stack(pictures) if shown else None)
 
   def generated(self, params: Any) -> np.ndarray:
     """Pictures of every prompt of `config.eval.prompts`, uint8 [prompts x generated, H, W, 3]."""

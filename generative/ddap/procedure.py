@@ -16,6 +16,7 @@ import numpy as np
 
 from core.atomic import write_atomically
 from core.data import image
+from core.data.ahead import ahead
 from core.diffusion import personalisation
 from core.errors import UserError, nearest
 from core.train.checkpoint import plain
@@ -87,20 +88,25 @@ def protect_all(
     method = methods.from_config(name, config.method)
     settings = plain([method.__dict__, *(config[part] for part in ('protect', 'surrogate', 'localise', 'prompts'))])
     settings[1].pop('methods')  # the others do not concern this one
-    made[name], begun, done, last = {}, time.monotonic(), 0, {}
+    paths = {}
     for person in people:
       key = digest([settings, config.seed, weights, person.name, fingerprint([person.photos, person.reference])])
-      path = folder / f'{name}-{person.name}-{key}.npy'
-      if not path.exists():
-        found = protector(person, method)
-        last = {loss: float(each[-1].mean()) for loss, each in found.history.items() if loss != 'frequency'}
-        _keep(path, np.asarray(image.to_levels(found.photos)))
-        done += len(person.photos)
-      made[name][person.name] = np.load(path)
-    if done:
-      seconds = (time.monotonic() - begun) / done
-      log(number, {f'{name}/seconds_per_photo': seconds, **{f'{name}/{loss}': value for loss, value in last.items()}})
-      print(f'{name}: {len(people)} persons, {seconds:.2f} s per photo, compilation included.', flush=True)
+      paths[person.name] = folder / f'{name}-{person.name}-{key}.npy'
+    todo = [person for person in people if not paths[person.name].exists()]
+
+    def kept(person: Person) -> dict[str, float]:
+      found = protector(person, method)
+      _keep(paths[person.name], np.asarray(image.to_levels(found.photos)))
+      return {loss: float(each[-1].mean()) for loss, each in found.history.items() if loss != 'frequency'}
+
+    begun = time.monotonic()
+    losses = list(ahead(kept, todo, config.workers))
+    if todo:
+      seconds = (time.monotonic() - begun) / sum(len(person.photos) for person in todo)
+      last = {f'{name}/{loss}': value for loss, value in losses[-1].items()}
+      log(number, {f'{name}/seconds_per_photo': seconds, **last})
+      print(f'{name}: {len(todo)} persons, {seconds:.2f} s per photo, compilation included.', flush=True)
+    made[name] = {person.name: np.load(paths[person.name]) for person in people}
   return made
 
 
