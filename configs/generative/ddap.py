@@ -60,14 +60,14 @@ def embedded() -> ConfigDict:
   config.data.portraits = ConfigDict({'identities': 300, 'photos': 12, 'test': 4, 'sets': {'A': 4, 'B': 4, 'C': 32}})
   config.data.limit = 0  # identities that are protected and attacked; 0: all
 
-  config.autoencoder = stage(steps=1000, batch_size=24, learning_rate=3e-3)
-  config.diffusion = stage(steps=1500, batch_size=32, learning_rate=3e-3)
+  config.autoencoder = stage(steps=800, batch_size=24, learning_rate=3e-3)
+  config.diffusion = stage(steps=1200, batch_size=32, learning_rate=3e-3)
 
   # Threads, each of which protects or attacks a person: networks this small leave half of two cores idle.
   config.workers = 2
 
   config.protect = ConfigDict()
-  config.protect.methods = ('random', 'aspl', 'latent', 'spl', 'fpl', 'ddap', 'spl+mask', 'ddap+mask')
+  config.protect.methods = ('random', 'aspl', 'latent', 'spl', 'fpl', 'ddap', 'ddap+mask')
   config.protect.mask = 'data'  # where '+mask' asks for one: that of the record, or 'localise': by cross-attention
   config.protect.micro = 0  # photos whose gradients are computed at a time, for less memory; 0: all
   config.method = ConfigDict()  # any field of methods.Method, for all methods alike

@@ -114,12 +114,16 @@ class Foundation:
     Only a model that is trained from here is initialised in earnest: at the size of Stable Diffusion that takes minutes
     to compile. A folder's weights take the place of what is filled in otherwise, or nobody asks for more than time.
     """
-    size = self.config.model.size
-    fresh = self.model.init if self.stages() else functools.partial(_filled, self.model)
-    params = fresh(rng, size)
+    size, count = self.config.model.size, 1 + self.config.transfer.enabled
+    keys = jnp.stack([rng, jax.random.fold_in(rng, 1)][:count])
+    if self.stages():  # in a loop: what is compiled is one model
+      drawn = jax.lax.map(lambda key: self.model.init(key, size), keys)
+      models = [jax.tree.map(lambda leaf: leaf[i], drawn) for i in range(count)]
+    else:
+      models = [_filled(self.model, key, size) for key in keys]
+    params = models[0]
     if self.config.transfer.enabled:
-      second = fresh(jax.random.fold_in(rng, 1), size)
-      params['transfer'] = {part: second[part] for part in ('unet', 'text')}
+      params['transfer'] = {part: models[1][part] for part in ('unet', 'text')}
     return params
 
   def view(self, params: Mapping[str, Any], *, transfer: bool = False) -> dict[str, Any]:

@@ -81,33 +81,39 @@ def protect_all(
     folder: where finished sets are kept, by a digest of all that they depend on.
     log: gets the seconds per photo and the last losses of every method.
   """
-  config, people = protector.config, protector.task.people
-  made: dict[str, dict[str, np.ndarray]] = {}
-  weights = fingerprint(protector.params)
+  made, weights = {}, fingerprint(protector.params)
   for number, name in enumerate(names):
-    method = methods.from_config(name, config.method)
-    settings = plain([method.__dict__, *(config[part] for part in ('protect', 'surrogate', 'localise', 'prompts'))])
-    settings[1].pop('methods')  # the others do not concern this one
-    paths = {}
-    for person in people:
-      key = digest([settings, config.seed, weights, person.name, fingerprint([person.photos, person.reference])])
-      paths[person.name] = folder / f'{name}-{person.name}-{key}.npy'
-    todo = [person for person in people if not paths[person.name].exists()]
-
-    def kept(person: Person) -> dict[str, float]:
-      found = protector(person, method)
-      _keep(paths[person.name], np.asarray(image.to_levels(found.photos)))
-      return {loss: float(each[-1].mean()) for loss, each in found.history.items() if loss != 'frequency'}
-
     begun = time.monotonic()
-    losses = list(ahead(kept, todo, config.workers))
-    if todo:
-      seconds = (time.monotonic() - begun) / sum(len(person.photos) for person in todo)
-      last = {f'{name}/{loss}': value for loss, value in losses[-1].items()}
-      log(number, {f'{name}/seconds_per_photo': seconds, **last})
-      print(f'{name}: {len(todo)} persons, {seconds:.2f} s per photo, compilation included.', flush=True)
-    made[name] = {person.name: np.load(paths[person.name]) for person in people}
+    made[name], losses = _by(protector, name, folder, weights)
+    if losses:
+      photos = sum(len(made[name][person]) for person in losses)
+      seconds, last = (time.monotonic() - begun) / photos, list(losses.values())[-1]
+      log(number, {f'{name}/seconds_per_photo': seconds, **{f'{name}/{loss}': value for loss, value in last.items()}})
+      print(f'{name}: {len(losses)} persons, {seconds:.2f} s per photo, compilation included.', flush=True)
   return made
+
+
+def _by(
+  protector: Protector, name: str, folder: pathlib.Path, weights: str
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+  """Everybody's set B by one method, and the last losses of those persons whose set the folder did not hold."""
+  config, people = protector.config, protector.task.people
+  method = methods.from_config(name, config.method)
+  settings = plain([method.__dict__, *(config[part] for part in ('protect', 'surrogate', 'localise', 'prompts'))])
+  settings[1].pop('methods')  # the others do not concern this one
+  paths = {}
+  for person in people:
+    key = digest([settings, config.seed, weights, person.name, fingerprint([person.photos, person.reference])])
+    paths[person.name] = folder / f'{name}-{person.name}-{key}.npy'
+
+  def kept(person: Person) -> dict[str, float]:
+    found = protector(person, method)
+    _keep(paths[person.name], np.asarray(image.to_levels(found.photos)))
+    return {loss: float(each[-1].mean()) for loss, each in found.history.items() if loss != 'frequency'}
+
+  todo = [person for person in people if not paths[person.name].exists()]
+  losses = {person.name: last for person, last in zip(todo, ahead(kept, todo, config.workers))}
+  return {person: np.load(path) for person, path in paths.items()}, losses
 
 
 def fingerprint(arrays: Any) -> str:

@@ -108,11 +108,15 @@ def test_what_is_protected_already_is_not_protected_again(trained, run, monkeypa
     again(task, moved, run)
 
 
-def test_the_same_seed_protects_the_same(trained, tmp_path, run):
+def test_the_same_seed_protects_and_attacks_alike_whether_persons_come_one_by_one_or_together(trained, tmp_path):
   task, variables = trained
-  one = Task(config_lib.derive(task.config, {'protect.methods': ('ddap',)}))
-  found = again(one, variables, tmp_path)['protected']['ddap']
+  assert task.config.workers == 2
+  single = Task(config_lib.derive(task.config, {'protect.methods': ('ddap',), 'workers': 0}))
+  found = again(single, variables, tmp_path)['protected']['ddap']
   jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(variables['protected']['ddap']))
+  outcomes = [each.judge.outcome(variables, 'white/ddap') for each in (task, single)]
+  np.testing.assert_array_equal(*[each.losses for each in outcomes])
+  np.testing.assert_array_equal(*[each.pictures for each in outcomes])
 
 
 def test_a_heat_map_may_say_where_the_person_is(trained):
