@@ -1,4 +1,5 @@
-"""Work done ahead by threads, in order and never far: for decoding, scaling, coding, which let other threads run."""
+"""Work done ahead by threads, in order and never far: for what lets other threads run, such as decoding, scaling,
+coding, and compiled programs of networks too small to fill the cores of a CPU."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -118,7 +119,7 @@ class Foundation:
     keys = jnp.stack([rng, jax.random.fold_in(rng, 1)][:count])
     if self.stages():  # in a loop: what is compiled is one model
       drawn = jax.lax.map(lambda key: self.model.init(key, size), keys)
-      models = [jax.tree.map(lambda leaf: leaf[i], drawn) for i in range(count)]
+      models = [jax.tree.map(operator.itemgetter(i), drawn) for i in range(count)]
     else:
       models = [_filled(self.model, key, size) for key in keys]
     params = models[0]
