@@ -22,8 +22,18 @@ Measured on one H100, jax 0.11.2, torch 2.11, diffusers 0.42.1, `--case sd1 --ba
   spl                55.1 ms  144   ms   2.62    17.8 s    8.0 | 11.0    99.0 % |  99.0 %
   fpl                55.2 ms  145   ms   2.62    (spl's)   8.0 | 11.0    95.5 % |  95.6 %
 
-On one virtual Xeon core beside other jobs, jax 0.10.2, torch 2.13, `--case half`, f32: unet_forward 522 ms and 515 in
-torch, 0.99 x; unet_gradient 993 ms and 1027, 1.03 x; encode_gradient 1120 ms and 1088, 0.97 x. All signs agreed.
+Measured on two idle virtual Xeon cores, jax 0.10.2, torch 2.13, `--case half`, f32 (all signs agreed):
+
+                      ours     torch    ratio   compile   memory, GiB
+  unet_forward        356 ms    317 ms   0.89     6.5 s    2.3 | 3.1
+  unet_gradient       734 ms    695 ms   0.95    12.1 s    2.9 | 3.1
+  sample             11.8 s    10.1 s    0.86     6.2 s    2.4 | 3.1
+  encode_gradient     665 ms    599 ms   0.90     2.0 s    2.4 | 3.1
+  spl                1500 ms   1407 ms   0.94    15.8 s    3.6 | 3.1
+  fpl                1347 ms   1291 ms   0.96    15.6 s    3.6 | 3.1
+
+On one of these cores, beside other jobs: unet_forward 522 ms and 515 in torch, 0.99 x; unet_gradient 993 ms and 1027,
+1.03 x; encode_gradient 1120 ms and 1088, 0.97 x. A second core helps XLA less than torch.
 """
 
 from __future__ import annotations

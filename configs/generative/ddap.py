@@ -5,7 +5,7 @@
 Presets:
   embedded    drawn portraits of 32 pixels: an autoencoder and two small latent diffusion models, one that protects and
               one that it never sees; every method of `protect.methods` on the photos of new persons; a DreamBooth
-              attacker on what each of them leaves. Some 17 minutes on two CPU cores.
+              attacker on what each of them leaves. Some 13 minutes on two CPU cores.
   sd15        Stable Diffusion 1.5 or 2.1-base at 512 pixels from a local diffusers folder, on folders of persons laid
   sd21        out as <root>/<identity>/set_{A,B,C}: the protocol of Anti-DreamBooth. A GPU.
                 --config.model.path=FOLDER --config.data.root=FOLDER [--config.transfer.path=FOLDER]
