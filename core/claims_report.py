@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from core.atomic import write_atomically
 from core.claims import (
   INCONCLUSIVE,
   NOT_SUPPORTED,
@@ -24,7 +25,6 @@ from core.claims import (
   NonClaim,
   Result,
   judge,
-  write_atomically,
 )
 
 NOT_RUN = 'not run'

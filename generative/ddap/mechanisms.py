@@ -22,6 +22,7 @@ import numpy as np
 
 from core import claims
 from core import config as config_lib
+from core.atomic import write_atomically
 from core.data import image
 from core.data.ahead import ahead
 from core.errors import UserError, nearest
@@ -136,7 +137,7 @@ def world(task: Task, folder: pathlib.Path) -> tuple[Variables, dict[str, dict[s
       victim: {name: task.judge.outcome(variables, f'{victim}/{name}').losses.tolist() for name in ('before', 'clean')}
       for victim in evaluation.VICTIMS
     }
-    claims.write_atomically(kept, json.dumps(bases))
+    write_atomically(kept, json.dumps(bases))
   bases = json.loads(kept.read_text())
   return variables, {victim: {name: np.array(each) for name, each in base.items()} for victim, base in bases.items()}
 

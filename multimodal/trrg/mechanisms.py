@@ -38,6 +38,7 @@ import sklearn.metrics
 from ml_collections import ConfigDict
 
 from core import claims
+from core.atomic import write_atomically
 from core.data import pipeline
 from core.generation import Decoding, Generator
 from core.metrics import text as text_metrics
@@ -405,7 +406,7 @@ def reported(
   with shared(workdir, 'report', seed, {'first': dict(first), **options}) as folder:
     kept = folder / 'outcome.json'
     if not kept.exists():
-      claims.write_atomically(kept, json.dumps(_second_stage(seed, workdir, folder, first, options)))
+      write_atomically(kept, json.dumps(_second_stage(seed, workdir, folder, first, options)))
     return json.loads(kept.read_text())[clues]
 
 

@@ -218,17 +218,6 @@ def test_a_torn_cell_counts_as_missing(tmp_path):
   assert TRAINED == [('new', 1)] and any('torn' in line for line in lines)
 
 
-def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
-  target = tmp_path / 'cells' / 'x.json'
-  monkeypatch.setattr('pathlib.Path.replace', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-  with pytest.raises(KeyboardInterrupt):
-    claims.write_atomically(target, '{}')
-  assert not target.exists() and not list(target.parent.glob('*.json'))
-  monkeypatch.undo()
-  claims.write_atomically(target, '{}')
-  assert target.read_text() == '{}'
-
-
 def test_only_trains_the_named_claims_but_judges_what_there_is(tmp_path):
   other = Claim('T2', 'x', 'y', {'b': variant('b', 0.5, 0.5, 0.5)}, [Check('b', 'auc', '>=', 0.4)])
   _, second = claims.run([two(), other], tmp_path, only=['T2'], log=quiet)
